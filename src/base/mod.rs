@@ -1,0 +1,9 @@
+//! Plain values shared by every layer: ids, epoch, time as a number, errno.
+//!
+//! Nothing here reads a clock, opens a file or allocates on a hot path.
+
+pub mod ids;
+pub mod time;
+
+pub use ids::{ClusterId, Epoch, Generation, NodeId, OpSeq, Volume};
+pub use time::{Millis, Mono};

@@ -1,0 +1,132 @@
+//! Every interface between layers that do I/O, in one file.
+//!
+//! `fuse` asks a [`Replicator`] before it touches the tree and hands it what it did; `replica`
+//! implements it. Decisions (who may write) arrive as [`Gate`] settings from the failover driver.
+
+use crate::base::{Epoch, Volume};
+use crate::proto::{FileId, FsOp};
+use std::sync::Arc;
+
+/// An error number as the kernel knows it (positive: `ENOSPC` = 28).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+/// What the mount allows now. Set by the failover driver only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// SECOND, WAIT, STOP: mutations get EROFS, reads are served uncached.
+    ReadOnly,
+    /// PRIM with an eligible standby: a reply waits for the standby's acknowledgement in `Epoch`.
+    Replicated(Epoch),
+    /// ALONE by right (or source of a resync with the alone right): replies do not wait.
+    /// While a resync target is connected, operations are streamed as well.
+    Alone(Epoch),
+    /// Undecided: new mutations park unapplied, applied ones wait; no error is seen.
+    Frozen,
+    /// Demoted for good in this epoch: parked and new mutations get EIO.
+    Shut,
+}
+
+/// Proof that a mutation was admitted. The gate cannot change to `ReadOnly` or `Shut` while one is
+/// held, so nothing touches the tree after a demotion took effect.
+pub struct Ticket<'a> {
+    /// Keeps the gate's read lock.
+    pub guard: std::sync::RwLockReadGuard<'a, Gate>,
+}
+
+/// Answer to "may I mutate now?".
+pub enum Admission<'a> {
+    /// Execute, then submit with this ticket.
+    Go(Ticket<'a>),
+    /// Do not execute: give the request to [`Replicator::park`].
+    Park,
+    /// Answer this error now.
+    Refuse(Errno),
+}
+
+/// Where a finished request is answered. Implemented by the FUSE device (and by tests).
+pub trait ReplySink: Send + Sync {
+    /// Writes one reply; `error` 0 means success with `body`. Must not block and not panic.
+    fn send(&self, unique: u64, error: i32, body: &[u8]);
+}
+
+/// Longest reply body of a mutating request: fuse_entry_out (128) + fuse_open_out (16), rounded up.
+pub const REPLY_BODY_MAX: usize = 160;
+
+/// A reply that waits for its acknowledgement. No allocation: the body is inline.
+pub struct PendingReply {
+    sink: Arc<dyn ReplySink>,
+    unique: u64,
+    len: u8,
+    body: [u8; REPLY_BODY_MAX],
+}
+
+impl PendingReply {
+    /// A reply to request `unique` whose success body is `body`.
+    ///
+    /// # Panics
+    /// If `body` is longer than [`REPLY_BODY_MAX`]; callers pass fixed ABI structs.
+    pub fn new(sink: Arc<dyn ReplySink>, unique: u64, body: &[u8]) -> Self {
+        let mut inline = [0; REPLY_BODY_MAX];
+        inline[..body.len()].copy_from_slice(body);
+        Self { sink, unique, len: body.len() as u8, body: inline }
+    }
+
+    /// Answers the application: success.
+    pub fn ok(self) {
+        self.sink.send(self.unique, 0, &self.body[..self.len as usize]);
+    }
+
+    /// Answers the application: error.
+    pub fn err(self, errno: Errno) {
+        self.sink.send(self.unique, errno.0, &[]);
+    }
+}
+
+/// A request put aside while the gate is `Frozen`; `run` executes it again from the start
+/// (it asks for admission itself).
+pub type ParkedRequest = Box<dyn FnOnce() + Send>;
+
+/// Local half of an fsync; runs on the replicator's fsync pool.
+pub type LocalSync = Box<dyn FnOnce() -> Result<(), Errno> + Send>;
+
+/// Answers "how does one reach this id?", so that the stream can bind it. Implemented by the
+/// inode table. Called only while the caller of `submit` holds the namespace lock.
+pub trait Names: Send + Sync {
+    /// A current (parent, name) of `id`; `None` for the root, for an unlinked or a tmpfile inode.
+    fn alias(&self, volume: Volume, id: FileId) -> Option<(FileId, Vec<u8>)>;
+}
+
+/// The replication layer as the mirror file system sees it. One per cluster, shared by its volumes.
+///
+/// Calling order for one mutation: `admit` -> (namespace lock, inode lock) -> local operation ->
+/// `submit`/`submit_sync` -> unlock. The sequence number is taken inside `submit`.
+pub trait Replicator: Send + Sync {
+    /// May a mutation run now? Cheap: one read lock.
+    fn admit(&self) -> Admission<'_>;
+
+    /// Keeps `request` until the gate leaves `Frozen`. Bounded; past the bound it blocks the caller
+    /// until the freeze deadline settles the gate.
+    fn park(&self, request: ParkedRequest);
+
+    /// The operation was applied locally; replicate it and answer when the rule of the gate allows.
+    fn submit(&self, ticket: Ticket<'_>, volume: Volume, op: &FsOp, bulk: &[u8], reply: PendingReply);
+
+    /// Like `submit` for operations that must also be durable (fsync, O_SYNC write): the local
+    /// half runs on a pool in parallel with the standby's, the reply waits for both.
+    fn submit_sync(
+        &self,
+        ticket: Ticket<'_>,
+        volume: Volume,
+        op: &FsOp,
+        bulk: &[u8],
+        local: LocalSync,
+        reply: PendingReply,
+    );
+
+    /// fsync while no mutation is allowed (standby, frozen reads): local only.
+    fn local_sync(&self, local: LocalSync, reply: PendingReply);
+
+    /// The kernel forgot these ids.
+    fn forget(&self, volume: Volume, ids: &[FileId]);
+}
