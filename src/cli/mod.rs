@@ -3,17 +3,27 @@
 //! Exit codes: 0 done, 1 done with a result the caller must look at (changes, loss), 2 error.
 
 pub mod agent;
+pub mod apply;
+pub mod check;
+pub mod common;
+pub mod delete;
 pub mod demo;
+pub mod diff;
+pub mod events;
 pub mod explain;
+pub mod get;
 pub mod init;
 pub mod join;
 pub mod lab;
 pub mod ledger;
+pub mod operate;
 pub mod passthrough;
 pub mod schema;
+pub mod status;
 pub mod token;
 pub mod validate;
 
+use crate::api::Action;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -27,6 +37,36 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Roles, data states, guarantee level, progress, "would fail over now"
+    Status(status::Args),
+    /// What happened and why
+    Events(events::Args),
+    /// Put specs in force on both nodes
+    Apply(apply::Args),
+    /// What apply would change (exit 0 nothing, 1 changes, 2 error)
+    Diff(diff::Args),
+    /// The specs in force
+    Get(get::Args),
+    /// Remove a stopped cluster's spec from both nodes
+    Delete(delete::Args),
+    /// Preflight of this machine: kernel, FUSE, ports, disk, addresses
+    Check(check::Args),
+    /// Bring a cluster up on this node
+    Start(operate::Args),
+    /// Hand over if possible, then stop on this node
+    Stop(operate::Args),
+    /// Exchange the roles
+    Swap(operate::Args),
+    /// Become primary; --force without proof that the data is the newest
+    Promote(operate::ForceArgs),
+    /// Name this node's directories the source (first start, replaced disk)
+    Adopt(operate::ForceArgs),
+    /// Hold automatic decisions
+    Pause(operate::Args),
+    /// Take automatic decisions up again
+    Resume(operate::Args),
+    /// Unmount and leave plain directories (after stop)
+    Eject(operate::Args),
     /// The node daemon: starts its guard, reconciles this node towards its specs
     Agent(agent::Args),
     /// A two-node cluster on this machine: write, cut the power, fail over, come back, swap
@@ -56,6 +96,21 @@ enum Command {
 /// Parses the arguments of the process and runs the verb.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Status(args) => status::run(args),
+        Command::Events(args) => events::run(args),
+        Command::Apply(args) => apply::run(args),
+        Command::Diff(args) => diff::run(args),
+        Command::Get(args) => get::run(args),
+        Command::Delete(args) => delete::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Start(args) => operate::run(args, Action::Start),
+        Command::Stop(args) => operate::run(args, Action::Stop),
+        Command::Swap(args) => operate::run(args, Action::Swap),
+        Command::Promote(args) => operate::promote(args),
+        Command::Adopt(args) => operate::adopt(args),
+        Command::Pause(args) => operate::run(args, Action::Pause),
+        Command::Resume(args) => operate::run(args, Action::Resume),
+        Command::Eject(args) => operate::run(args, Action::Eject),
         Command::Agent(args) => agent::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Lab(args) => lab::run(args),

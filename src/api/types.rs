@@ -1,0 +1,268 @@
+//! Requests, answers and the status shape. Field names are a contract: scripts rely on them.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One file given to `apply` or `diff`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Document {
+    /// Name for error messages.
+    pub file: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// What an operator can do to a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "do")]
+pub enum Action {
+    /// Bring the cluster up on this node.
+    Start,
+    /// Hand over if possible, then stop on this node; the mount stays, read-only.
+    Stop,
+    /// Exchange the roles.
+    Swap,
+    /// Become primary. With `force` even if the peer may hold newer data.
+    Promote {
+        /// Accept the loss of what only the peer holds.
+        force: bool,
+    },
+    /// First start, or identity changed: this node's directory is the source.
+    Adopt {
+        /// Accept that the peer's differing data is replaced (kept in quarantine).
+        force: bool,
+    },
+    /// Hold automatic decisions.
+    Pause,
+    /// Take them up again.
+    Resume,
+    /// Unmount and leave a plain directory (after `stop`).
+    Eject,
+}
+
+/// A request, one a connection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "verb")]
+pub enum Request {
+    /// State of all clusters or of one.
+    Status {
+        /// Only this one.
+        cluster: Option<String>,
+    },
+    /// The event log.
+    Events {
+        /// Go on with new ones until the client closes.
+        follow: bool,
+        /// At most this many of the past.
+        last: usize,
+    },
+    /// Validate, persist, replicate and act on specs.
+    Apply {
+        /// The files.
+        documents: Vec<Document>,
+        /// Only say what would change.
+        dry_run: bool,
+        /// Refuse unless the cluster's revision is this one.
+        check_index: Option<u64>,
+    },
+    /// What `apply` would change.
+    Diff {
+        /// The files.
+        documents: Vec<Document>,
+    },
+    /// The specs in force.
+    Get {
+        /// Only this one.
+        cluster: Option<String>,
+    },
+    /// Remove a stopped cluster's spec from both nodes.
+    Delete {
+        /// Which.
+        cluster: String,
+    },
+    /// An operation; the answer comes when it is done or refused.
+    Operate {
+        /// Which cluster.
+        cluster: String,
+        /// What to do.
+        action: Action,
+    },
+    /// Make everything durable on both nodes.
+    Sync {
+        /// Which cluster.
+        cluster: String,
+    },
+    /// A new enrolment token.
+    Ping,
+}
+
+/// An error for the person at the terminal.
+#[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct ApiError {
+    /// `SKC-E####`; `skc explain` has the page.
+    pub code: String,
+    /// What happened and what skc did.
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+}
+
+impl ApiError {
+    /// An error with a hint.
+    pub fn new(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into(), hint: Some(hint.into()) }
+    }
+}
+
+/// One line of an answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Answer {
+    /// More lines follow.
+    pub more: bool,
+    /// The result or one item of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<serde_json::Value>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ApiError>,
+}
+
+/// One cluster in `skc status -o json`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClusterStatus {
+    /// `metadata.name`.
+    pub name: String,
+    /// This node's name.
+    pub node: String,
+    /// STOP, WAIT, ALONE, PRIM, SECOND.
+    pub role: String,
+    /// NotReady, Transient, Ready.
+    pub ready: String,
+    /// UpToDate, Consistent, Outdated, Inconsistent, Crashed, Behind.
+    pub data_state: String,
+    /// `g.s`.
+    pub epoch: String,
+    /// L0, L1, L2 with its counter-example.
+    pub level: String,
+    /// What the level does not protect from.
+    pub level_note: String,
+    /// Revision of the spec in force.
+    pub revision: u64,
+    /// Virtual addresses and whether this node holds them.
+    pub vips: Vec<VipStatus>,
+    /// Services and their state.
+    pub services: Vec<ItemStatus>,
+    /// Checkers and their state.
+    pub checkers: Vec<ItemStatus>,
+    /// Mounts and their state.
+    pub directories: Vec<ItemStatus>,
+    /// Why it is as it is, worst first.
+    pub reasons: Vec<Reason>,
+    /// The one command it waits for, if any.
+    pub command: Option<String>,
+    /// Resync of the standby.
+    pub resync: ResyncStatus,
+    /// The other node.
+    pub peer: PeerStatus,
+    /// Would it fail over now?
+    pub would_fail_over: WouldFailOver,
+    /// Parked mutations and requests.
+    pub parked: u64,
+    /// Operations sent and not yet acknowledged.
+    pub unacknowledged: u64,
+    /// Milliseconds since this was computed.
+    pub age_ms: u64,
+    /// Everything else, by name.
+    pub extra: BTreeMap<String, serde_json::Value>,
+}
+
+/// A virtual address.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct VipStatus {
+    /// With prefix length.
+    pub address: String,
+    /// On this node now.
+    pub held: bool,
+    /// What is wrong with it.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// A service, checker or directory.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ItemStatus {
+    /// Its name.
+    pub name: String,
+    /// Its state in one word.
+    pub state: String,
+    /// Why.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// A condition with its code.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Reason {
+    /// `SKC-E####` or a condition's name.
+    pub code: String,
+    /// One sentence.
+    pub text: String,
+}
+
+/// Progress of a resync.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResyncStatus {
+    /// Going on now.
+    pub active: bool,
+    /// Files compared.
+    pub files: u64,
+    /// Bytes compared.
+    pub compared_bytes: u64,
+    /// Bytes sent because they differed.
+    pub bytes: u64,
+    /// Seconds since it began, or that the last one took.
+    pub seconds: f64,
+    /// Seconds left, if known.
+    pub eta_s: Option<u64>,
+}
+
+/// The link to the other node.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Control connection up.
+    pub connected: bool,
+    /// Its role as it last said.
+    pub role: String,
+    /// Every heartbeat path.
+    pub paths: Vec<PathStatus>,
+}
+
+/// One heartbeat path.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// The peer's address.
+    pub address: String,
+    /// Heard within the timeout.
+    pub alive: bool,
+    /// Milliseconds since last heard.
+    #[serde(default)]
+    pub age_ms: Option<u64>,
+    /// Round trip in microseconds.
+    #[serde(default)]
+    pub rtt_us: Option<u64>,
+}
+
+/// The question an operator asks before a night.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct WouldFailOver {
+    /// Yes or no.
+    pub now: bool,
+    /// Why.
+    pub why: String,
+}

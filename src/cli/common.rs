@@ -1,0 +1,116 @@
+//! What the verbs share: where the agent is, how output looks, how errors are shown.
+
+use crate::api::{ApiError, Document, Request, client};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Exit code of an error.
+pub const ERROR: u8 = 2;
+
+/// Where the agent listens.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Connection {
+    /// The agent's socket.
+    #[arg(long, env = "SKC_SOCKET", default_value = crate::api::SOCKET, global = true)]
+    pub socket: PathBuf,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON value.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// Calls the agent; prints the error and gives the exit code if it fails.
+pub fn call(
+    connection: &Connection,
+    request: &Request,
+    patience: Duration,
+    item: impl FnMut(serde_json::Value),
+) -> Result<serde_json::Value, ExitCode> {
+    client::call(&connection.socket, request, patience, item).map_err(|error| fail(&error))
+}
+
+/// Prints an error for the person on call.
+pub fn fail(error: &ApiError) -> ExitCode {
+    eprintln!("error[{}]: {}", error.code, error.message);
+    if let Some(hint) = &error.hint {
+        eprintln!("  next: {hint}");
+    }
+    eprintln!("  more: skc explain {}", error.code);
+    ExitCode::from(ERROR)
+}
+
+/// Prints a value as JSON or YAML.
+pub fn print_value(output: Output, value: &serde_json::Value) {
+    match output {
+        Output::Yaml => print!("{}", serde_yaml::to_string(value).unwrap_or_default()),
+        _ => println!("{}", serde_json::to_string_pretty(value).unwrap_or_default()),
+    }
+}
+
+/// Largest spec file read, and how many: far above any real repository.
+const FILE_MAX: u64 = 1 << 20;
+const FILES_MAX: usize = 1000;
+
+/// Reads a file or every `*.yaml`/`*.yml` below a directory, sorted by path.
+pub fn read_documents(path: &Path) -> Result<Vec<Document>, ApiError> {
+    let mut files = Vec::new();
+    collect(path, &mut files, 0).map_err(|e| unreadable(path, &e))?;
+    files.sort();
+    files
+        .into_iter()
+        .map(|file| {
+            let size = std::fs::metadata(&file).map_err(|e| unreadable(&file, &e))?.len();
+            if size > FILE_MAX {
+                return Err(ApiError::new(
+                    "SKC-E7005",
+                    format!("{} has {size} bytes; a spec file may have {FILE_MAX}", file.display()),
+                    "name the right file",
+                ));
+            }
+            let text = std::fs::read_to_string(&file).map_err(|e| unreadable(&file, &e))?;
+            Ok(Document { file: file.display().to_string(), text })
+        })
+        .collect()
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> ApiError {
+    ApiError::new("SKC-E7005", format!("cannot read {}: {error}", path.display()), "check the path")
+}
+
+fn collect(path: &Path, files: &mut Vec<PathBuf>, depth: usize) -> std::io::Result<()> {
+    if !std::fs::metadata(path)?.is_dir() {
+        files.push(path.to_owned());
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?.path();
+        let hidden = entry.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+        let yaml = entry.extension().is_some_and(|e| e == "yaml" || e == "yml");
+        if depth < 16 && files.len() < FILES_MAX && !hidden && (entry.is_dir() || yaml) {
+            collect(&entry, files, depth + 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks a yes/no question on the terminal; without a terminal the answer is no.
+pub fn confirm(question: &str) -> bool {
+    use std::io::{BufRead, IsTerminal, Write};
+    if !std::io::stdin().is_terminal() {
+        eprintln!("{question}\n  not a terminal: give --yes to go on");
+        return false;
+    }
+    eprint!("{question} [y/N] ");
+    let _ = std::io::stderr().flush();
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).is_ok() && matches!(line.trim(), "y" | "Y" | "yes")
+}

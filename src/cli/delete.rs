@@ -1,0 +1,31 @@
+//! `skc delete`: removes a stopped cluster's spec from both nodes. Directories are left as they are.
+
+use super::common::{Connection, call, confirm};
+use crate::api::Request;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Arguments of `skc delete`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The cluster.
+    cluster: String,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Runs the verb.
+pub fn run(args: Args) -> ExitCode {
+    let question = format!("{}: this removes the cluster from both nodes (data stays). Go on?", args.cluster);
+    if !args.yes && !confirm(&question) {
+        return ExitCode::from(1);
+    }
+    match call(&args.connection, &Request::Delete { cluster: args.cluster }, Duration::from_secs(30), |_| {})
+    {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(code) => code,
+    }
+}

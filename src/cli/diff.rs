@@ -1,0 +1,32 @@
+//! `skc diff`: what `skc apply` would change. Exit 0 nothing, 1 changes, 2 error.
+
+use super::common::{Connection, Output, call, fail, read_documents};
+use crate::api::Request;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Arguments of `skc diff`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A spec file or a directory of them.
+    #[arg(short, long)]
+    file: PathBuf,
+    /// Output form.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Runs the verb.
+pub fn run(args: Args) -> ExitCode {
+    let documents = match read_documents(&args.file) {
+        Ok(documents) => documents,
+        Err(error) => return fail(&error),
+    };
+    match call(&args.connection, &Request::Diff { documents }, Duration::from_secs(60), |_| {}) {
+        Ok(value) => super::apply::show(&value, args.output, true),
+        Err(code) => code,
+    }
+}

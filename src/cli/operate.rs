@@ -1,0 +1,86 @@
+//! The operations on a cluster: each says what it will do, asks unless `--yes`, and waits.
+
+use super::common::{Connection, Output, call, confirm, print_value};
+use crate::api::{Action, Request};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Arguments of an operation without dangerous variants.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The cluster.
+    cluster: String,
+    /// Do not ask.
+    #[arg(short, long)]
+    yes: bool,
+    /// Longest wait for the result, in seconds.
+    #[arg(long, default_value_t = 120)]
+    wait: u64,
+    /// Output form.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Arguments of an operation that can discard data.
+#[derive(Debug, clap::Args)]
+pub struct ForceArgs {
+    #[command(flatten)]
+    args: Args,
+    /// Accept what the question says is lost.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs one of the harmless operations.
+pub fn run(args: Args, action: Action) -> ExitCode {
+    let question = match action {
+        Action::Stop => {
+            Some("stops the services of this cluster on this node; the peer takes over if it can.")
+        }
+        Action::Swap => Some("exchanges the roles; the services stop here and start on the other node."),
+        Action::Eject => Some("unmounts the directories; from then on nothing written there is replicated."),
+        _ => None,
+    };
+    go(&args, action, question)
+}
+
+/// `skc promote [--force]`.
+pub fn promote(args: ForceArgs) -> ExitCode {
+    let question = args.force.then_some(
+        "makes this node primary without proof that it holds the newest data. What only the other \
+         node acknowledged is not here; when it returns, its differing data goes to quarantine.",
+    );
+    go(&args.args, Action::Promote { force: args.force }, question)
+}
+
+/// `skc adopt [--force]`.
+pub fn adopt(args: ForceArgs) -> ExitCode {
+    let question = args.force.then_some(
+        "makes this node's directories the source. What differs on the other node is replaced \
+         (kept in quarantine there).",
+    );
+    go(&args.args, Action::Adopt { force: args.force }, question)
+}
+
+fn go(args: &Args, action: Action, question: Option<&str>) -> ExitCode {
+    if let Some(question) = question
+        && !args.yes
+        && !confirm(&format!("{}: this {question} Go on?", args.cluster))
+    {
+        return ExitCode::from(1);
+    }
+    let request = Request::Operate { cluster: args.cluster.clone(), action };
+    match call(&args.connection, &request, Duration::from_secs(args.wait), |_| {}) {
+        Ok(value) => {
+            if args.output == Output::Human {
+                println!("{}", value["text"].as_str().unwrap_or("done"));
+            } else {
+                print_value(args.output, &value);
+            }
+            ExitCode::SUCCESS
+        }
+        Err(code) => code,
+    }
+}

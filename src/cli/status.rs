@@ -1,0 +1,112 @@
+//! `skc status`: roles, data states, guarantee level, resync progress, "would fail over now".
+
+use super::common::{Connection, Output, call, print_value};
+use crate::api::{ClusterStatus, Request};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Arguments of `skc status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only this cluster.
+    cluster: Option<String>,
+    /// Again every second until interrupted.
+    #[arg(short, long)]
+    watch: bool,
+    /// Output form.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Runs the verb.
+pub fn run(args: Args) -> ExitCode {
+    loop {
+        let request = Request::Status { cluster: args.cluster.clone() };
+        let value = match call(&args.connection, &request, Duration::from_secs(10), |_| {}) {
+            Ok(value) => value,
+            Err(code) => return code,
+        };
+        if args.watch && args.output == Output::Human {
+            print!("\x1b[2J\x1b[H");
+        }
+        if args.output == Output::Human {
+            match serde_json::from_value::<Vec<ClusterStatus>>(value) {
+                Ok(clusters) if clusters.is_empty() => {
+                    println!("no clusters; next: skc apply -f SPEC.yaml");
+                }
+                Ok(clusters) => clusters.iter().for_each(|c| print!("{}", render(c))),
+                Err(error) => eprintln!("the agent's answer is not understood: {error}"),
+            }
+        } else {
+            print_value(args.output, &value);
+        }
+        if !args.watch {
+            return ExitCode::SUCCESS;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// One cluster for a person.
+pub fn render(c: &ClusterStatus) -> String {
+    use std::fmt::Write;
+    let mut s = String::new();
+    let _ = writeln!(
+        s,
+        "{}  {} {}  on {}  epoch {}  data {}",
+        c.name, c.role, c.ready, c.node, c.epoch, c.data_state
+    );
+    let peer =
+        if c.peer.connected { format!("connected, {}", c.peer.role) } else { "not connected".to_owned() };
+    let _ = writeln!(s, "  peer        {} {peer}", c.peer.name);
+    for p in &c.peer.paths {
+        let age = p.age_ms.map_or("never heard".to_owned(), |ms| format!("heard {ms} ms ago"));
+        let rtt = p.rtt_us.map_or(String::new(), |us| format!(", round trip {us} us"));
+        let _ = writeln!(
+            s,
+            "  path        {} {} ({age}{rtt})",
+            p.address,
+            if p.alive { "alive" } else { "dead" }
+        );
+    }
+    for v in &c.vips {
+        let _ = writeln!(
+            s,
+            "  vip         {} {} {}",
+            v.address,
+            if v.held { "here" } else { "not here" },
+            v.note
+        );
+    }
+    for (kind, items) in [("directory", &c.directories), ("service", &c.services), ("checker", &c.checkers)] {
+        for i in items {
+            let _ = writeln!(s, "  {kind:<11} {} {} {}", i.name, i.state, i.note);
+        }
+    }
+    if c.resync.active {
+        let eta = c.resync.eta_s.map_or(String::new(), |e| format!(", {e} s left"));
+        let _ = writeln!(
+            s,
+            "  resync      {} files, {} MiB compared, {} KiB sent{eta}",
+            c.resync.files,
+            c.resync.compared_bytes >> 20,
+            c.resync.bytes >> 10
+        );
+    }
+    let _ = writeln!(s, "  guarantee   {}  {}", c.level, c.level_note);
+    let _ = writeln!(
+        s,
+        "  would fail over now: {}{}",
+        if c.would_fail_over.now { "yes" } else { "no" },
+        if c.would_fail_over.why.is_empty() { String::new() } else { format!(", {}", c.would_fail_over.why) }
+    );
+    for r in &c.reasons {
+        let _ = writeln!(s, "  why         [{}] {}", r.code, r.text);
+    }
+    if let Some(command) = &c.command {
+        let _ = writeln!(s, "  next        {command}");
+    }
+    s
+}
