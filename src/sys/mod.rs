@@ -1,1 +1,7 @@
-//! To be written.
+//! System calls and packet formats: the only modules that may contain `unsafe`.
+
+pub mod arp;
+pub mod clock;
+pub mod icmp;
+pub mod packet;
+pub mod signal;
