@@ -4,6 +4,8 @@
 
 pub mod ids;
 pub mod time;
+pub mod units;
 
 pub use ids::{ClusterId, Epoch, Generation, NodeId, OpSeq, Volume};
 pub use time::{Millis, Mono};
+pub use units::{Rate, Size, Timespan};
