@@ -1,5 +1,6 @@
 //! What the two agents say to each other: versions, frames and file-system operations.
 
+pub mod envelope;
 pub mod fsop;
 
 pub use fsop::{Attr, FileId, FsOp};
