@@ -21,6 +21,12 @@ pub fn schema() -> serde_json::Value {
     schemars::schema_for!(ClusterSpec).to_value()
 }
 
+/// [`schema`] as the text of `schemas/clusterspec.v1.json`.
+pub fn schema_text() -> String {
+    // Serialising a `Value` cannot fail; `{:#}` prints it indented.
+    format!("{:#}\n", schema())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
