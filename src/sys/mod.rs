@@ -3,5 +3,6 @@
 pub mod arp;
 pub mod clock;
 pub mod icmp;
+pub mod namespace;
 pub mod packet;
 pub mod signal;
