@@ -55,7 +55,8 @@ impl Lab {
                 let healed = directions(link, from, to);
                 let all_of_net = from.is_none() && to.is_none() && link != Link::Witness;
                 cuts.retain(|cut| {
-                    !healed.contains(cut) && !(all_of_net && link.nets().contains(&cut.net) && !touches_witness(cut))
+                    !healed.contains(cut)
+                        && !(all_of_net && link.nets().contains(&cut.net) && !touches_witness(cut))
                 });
             }
         })
@@ -99,7 +100,10 @@ fn touches_witness(cut: &Cut) -> bool {
 }
 
 fn unsupported(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::ENOENT))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::ENOENT)
+    )
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@
 //! that the empty mount points `/var/lib/skc` and `/srv` are created where missing. No cgroups.
 
 pub mod cut;
+pub mod enrol;
 pub mod error;
 pub mod nft;
 pub mod node;
@@ -33,6 +34,7 @@ pub mod remove;
 pub mod state;
 pub mod switch;
 pub mod topology;
+pub mod wait;
 
 pub use crate::sys::namespace::Orphan;
 pub use error::{LabError, Result};
@@ -149,7 +151,10 @@ impl Lab {
             }
         }
         if !Path::new("/dev/fuse").exists() {
-            return missing("/dev/fuse", "load the module (`modprobe fuse`), or pass --device /dev/fuse to the container");
+            return missing(
+                "/dev/fuse",
+                "load the module (`modprobe fuse`), or pass --device /dev/fuse to the container",
+            );
         }
         Ok(())
     }
@@ -218,7 +223,10 @@ impl Lab {
             remove::unmount_below(&self.dir)?;
             remove::tree(&self.dir)?;
         } else if self.dir.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(LabError::Refused(format!("{} is not a lab's directory: not deleting it", self.dir.display())));
+            return Err(LabError::Refused(format!(
+                "{} is not a lab's directory: not deleting it",
+                self.dir.display()
+            )));
         }
         Ok(())
     }

@@ -237,7 +237,8 @@ fn random_uuid() -> Result<String> {
     getrandom::fill(&mut bytes)
         .map_err(|error| LabError::Refused(format!("no random numbers for a boot id: {error}")))?;
     let n = u128::from_be_bytes(bytes) & !(0xf << 76 | 0x3 << 62) | (4 << 76 | 2 << 62);
-    let (a, b, c, d, e) = (n >> 96, (n >> 80) & 0xffff, (n >> 64) & 0xffff, (n >> 48) & 0xffff, n & 0xffff_ffff_ffff);
+    let (a, b, c, d, e) =
+        (n >> 96, (n >> 80) & 0xffff, (n >> 64) & 0xffff, (n >> 48) & 0xffff, n & 0xffff_ffff_ffff);
     Ok(format!("{a:08x}-{b:04x}-{c:04x}-{d:04x}-{e:012x}"))
 }
 

@@ -54,7 +54,11 @@ pub fn finish(mut child: Child, what: &str, limit: Duration) -> Result<Output> {
     let out = drain(child.stdout.take());
     let err = drain(child.stderr.take());
     let Some(status) = wait_child(&mut child, what, limit)? else {
-        return Err(LabError::Timeout { what: format!("end of `{what}`"), after: limit, detail: String::new() });
+        return Err(LabError::Timeout {
+            what: format!("end of `{what}`"),
+            after: limit,
+            detail: String::new(),
+        });
     };
     let text = |thread: JoinHandle<Vec<u8>>| {
         poll(Duration::from_secs(1), || thread.is_finished().then_some(()))
@@ -125,7 +129,12 @@ fn spawn_error(error: &io::Error, command: &str) -> LabError {
 
 /// Is the `ip` command there?
 pub fn ip_exists() -> bool {
-    Command::new("ip").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    Command::new("ip")
+        .arg("-V")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
 }
 
 /// State letter and start time (clock ticks) of a process; `None` if there is no such process.
@@ -159,7 +168,11 @@ pub fn namespace(pid: u32, kind: &str) -> Option<String> {
 /// Command line of a process.
 pub fn arguments(pid: u32) -> Vec<String> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    bytes.split(|b| *b == 0).filter(|arg| !arg.is_empty()).map(|a| String::from_utf8_lossy(a).into_owned()).collect()
+    bytes
+        .split(|b| *b == 0)
+        .filter(|arg| !arg.is_empty())
+        .map(|a| String::from_utf8_lossy(a).into_owned())
+        .collect()
 }
 
 /// Mount points at or below `dir` in this process' mount namespace, outermost first.
@@ -206,7 +219,8 @@ mod tests {
 
     #[test]
     fn a_command_past_its_limit_is_killed() {
-        let child = Command::new("sleep").arg("60").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let child =
+            Command::new("sleep").arg("60").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
         let started = stat(pid).unwrap().1;
         assert!(matches!(finish(child, "sleep", Duration::from_millis(30)), Err(LabError::Timeout { .. })));

@@ -26,7 +26,11 @@ pub fn tree(dir: &Path) -> Result<()> {
         other => other.context("look at", dir)?,
     };
     if let Some(mount) = process::mounts_below(dir).first() {
-        return Err(LabError::Refused(format!("{} is mounted; not deleting {}", mount.display(), dir.display())));
+        return Err(LabError::Refused(format!(
+            "{} is mounted; not deleting {}",
+            mount.display(),
+            dir.display()
+        )));
     }
     remove(dir, meta.dev())
 }
@@ -36,7 +40,10 @@ fn remove(dir: &Path, device: u64) -> Result<()> {
         let path = entry.context("list", dir)?.path();
         let meta = fs::symlink_metadata(&path).context("look at", &path)?;
         if meta.dev() != device {
-            return Err(LabError::Refused(format!("{} is on another file system; not deleting it", path.display())));
+            return Err(LabError::Refused(format!(
+                "{} is on another file system; not deleting it",
+                path.display()
+            )));
         }
         if meta.is_dir() {
             remove(&path, device)?;

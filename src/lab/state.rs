@@ -91,7 +91,8 @@ impl Lock {
     /// Waits for its turn; operations under the lock are all bounded, so the wait is, too.
     pub fn take(dir: &Path) -> Result<Self> {
         let path = dir.join(".lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path).context("open", &path)?;
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&path).context("open", &path)?;
         file.lock().context("lock", &path)?;
         Ok(Self(file))
     }

@@ -42,7 +42,8 @@ impl Lab {
 
     /// Takes a node's ports down: from the return on no frame of it passes the switch.
     pub(super) fn silence(&self, node: Node) -> Result<()> {
-        let lines: Vec<_> = node.nets().iter().map(|net| format!("link set {} down", node.port(*net))).collect();
+        let lines: Vec<_> =
+            node.nets().iter().map(|net| format!("link set {} down", node.port(*net))).collect();
         ip(Some(&self.netns(SWITCH)), &lines)
     }
 
