@@ -151,6 +151,7 @@ codes! {
     NET_VIP_TAKEN = "SKC-E5006", "The virtual IP belongs to a stranger";
     NET_SOCKET = "SKC-E5007", "A probe socket cannot be opened or used";
     NET_SYNTAX = "SKC-E5008", "This is no virtual IP";
+    NET_PERMANENT = "SKC-E5009", "The virtual IP is a permanent address of this node";
     FO_FROZEN = "SKC-E5101", "The freeze ended without a decision";
     FO_WITNESS = "SKC-E5102", "No witness answers";
     FO_VIP_ANSWERED = "SKC-E5103", "The virtual IP still answers";

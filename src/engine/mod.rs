@@ -22,8 +22,9 @@ pub mod view;
 pub use config::{BootPolicy, Config, Failback, Level, Mode, Rules};
 pub use durable::{Damage, Durable, Inconsistent};
 pub use io::{
-    Effect, Event, EventKind, Gate, Input, LinkId, OnFailure, OperatorCommand, OperatorResult, Plan, ProbeResult,
-    ServiceState, StreamFacts, StreamLoss, StreamRole, Ticket, Token, Tombstone, TreeState, WitnessState,
+    Effect, Event, EventKind, Gate, Input, LinkId, OnFailure, OperatorCommand, OperatorResult, Plan,
+    ProbeResult, ServiceState, StreamFacts, StreamLoss, StreamRole, Ticket, Token, Tombstone, TreeState,
+    WitnessState,
 };
 pub use peer::{HeartbeatBody, Hello, LiveRole, PeerMessage, SwapRefusal, Verdict, VerdictKind};
 pub use view::{DataState, FailoverOutlook, Readiness, Reason, Role, View};

@@ -9,4 +9,5 @@ pub mod file;
 pub mod icmp;
 pub mod namespace;
 pub mod packet;
+pub mod readable;
 pub mod signal;
