@@ -15,6 +15,7 @@
 
 pub mod config;
 pub mod durable;
+pub mod health;
 pub mod io;
 pub mod peer;
 pub mod view;

@@ -16,7 +16,7 @@
 //! | [`check`] | tcp, exec and ping checkers |
 
 pub mod announce;
-//pub mod check;
+pub mod check;
 pub mod iface;
 pub mod keeper;
 pub mod ping;
