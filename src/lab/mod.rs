@@ -27,6 +27,7 @@
 pub mod cut;
 pub mod enrol;
 pub mod error;
+pub mod ledger;
 pub mod nft;
 pub mod node;
 pub mod process;
