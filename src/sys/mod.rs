@@ -7,6 +7,7 @@ pub mod creds;
 pub mod errno;
 pub mod file;
 pub mod icmp;
+pub mod inspect;
 pub mod namespace;
 pub mod packet;
 pub mod readable;
