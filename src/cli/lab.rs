@@ -2,7 +2,7 @@
 
 use crate::lab::node::{self, STATE_DIR};
 use crate::lab::wait::{Condition, Part};
-use crate::lab::{Kill, Lab, LabError, Link, Node, Result, enrol};
+use crate::lab::{Kill, Lab, LabError, Link, Node, Result};
 use clap::Subcommand;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -223,24 +223,11 @@ fn verb(args: Args) -> Result<ExitCode> {
 fn up(lab: &Lab, spec: Option<PathBuf>, no_agent: bool) -> Result<()> {
     lab.up()?;
     if no_agent {
-        return Ok(());
+        return lab.enrol();
     }
-    enrol::pair(lab)?;
-    for node in Node::PAIR {
-        lab.start_agent(node)?;
-    }
-    for node in Node::PAIR {
-        lab.wait(node, None, &[Condition::Agent], Duration::from_secs(20))?;
-    }
+    lab.start_pair()?;
     if let Some(spec) = spec {
-        let spec = std::path::absolute(&spec).map_err(|source| LabError::Io {
-            op: "resolve",
-            path: spec,
-            source,
-        })?;
-        let answer =
-            lab.run(Node::NodeA, &["skc", "apply", "-f", &spec.to_string_lossy()], Duration::from_secs(60))?;
-        print!("{answer}");
+        print!("{}", lab.apply(Node::NodeA, &spec)?);
     }
     Ok(())
 }

@@ -26,6 +26,8 @@
 
 pub mod compare;
 pub mod cut;
+pub mod demo;
+pub mod diagnose;
 pub mod enrol;
 pub mod error;
 pub mod ledger;
