@@ -17,7 +17,6 @@ pub mod join;
 pub mod lab;
 pub mod ledger;
 pub mod operate;
-pub mod output;
 pub mod passthrough;
 pub mod schema;
 pub mod status;
