@@ -17,8 +17,6 @@ pub mod bus;
 #[cfg(feature = "daemon")]
 pub mod cli;
 #[cfg(feature = "daemon")]
-pub mod console;
-#[cfg(feature = "daemon")]
 pub mod controller;
 #[cfg(feature = "daemon")]
 pub mod daemon;

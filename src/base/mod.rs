@@ -2,6 +2,7 @@
 //!
 //! Nothing here reads a clock, opens a file or allocates on a hot path.
 
+pub mod codes;
 pub mod ids;
 pub mod time;
 pub mod units;

@@ -1,13 +1,269 @@
-//! `skc lab`: The two-node lab, verb by verb.
+//! `skc lab`: the two-node lab, verb by verb.
 
+use crate::lab::node::{self, STATE_DIR};
+use crate::lab::wait::{Condition, Part};
+use crate::lab::{Kill, Lab, LabError, Link, Node, Result};
+use clap::Subcommand;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Arguments of `skc lab`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Which lab; several exist side by side
+    #[arg(long, default_value = "lab", global = true)]
+    name: String,
+    /// Where everything of it is [default: /var/tmp/skc-lab/NAME]
+    #[arg(long, env = "SKC_LAB_DIR", global = true)]
+    dir: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Boot node-a, node-b, client and witness, enrol the pair, start the agents
+    Up {
+        /// Apply this spec once both agents run
+        #[arg(long)]
+        spec: Option<PathBuf>,
+        /// Machines only
+        #[arg(long)]
+        no_agent: bool,
+    },
+    /// End everything of the lab and remove it
+    Down,
+    /// Which nodes run, what is cut
+    Status {
+        /// Machine-readable
+        #[arg(short, long)]
+        output: Option<String>,
+    },
+    /// Run a program inside a node; its exit code is passed on
+    Exec {
+        node: Node,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Power cut: links down first, then every process, then the network
+    Kill {
+        node: Node,
+        /// Kill the processes only; the kernel goes on answering ARP and sends RST
+        #[arg(long)]
+        kernel_lives: bool,
+    },
+    /// Boot a node again with its disk as it was, and start its agent
+    Start {
+        node: Node,
+        /// Machine only
+        #[arg(long)]
+        no_agent: bool,
+    },
+    /// Drop frames: between the pair on net1, net2 or all, or on the way to the witness
+    Cut {
+        #[arg(default_value = "all")]
+        link: Link,
+        /// Only frames that this node sends (with `witness`: this node's way, both directions)
+        #[arg(long)]
+        from: Option<Node>,
+        /// Only frames to this node
+        #[arg(long)]
+        to: Option<Node>,
+    },
+    /// Take cuts back (all of them without arguments)
+    Heal {
+        link: Option<Link>,
+        #[arg(long)]
+        from: Option<Node>,
+        #[arg(long)]
+        to: Option<Node>,
+    },
+    /// Delay, drop or limit frames between a node and the switch
+    Link {
+        /// Added to every round trip of every node on net1 and net2, in milliseconds
+        #[arg(long)]
+        rtt: Option<f64>,
+        /// Part of all frames that get lost, in percent
+        #[arg(long)]
+        loss: Option<f64>,
+        /// Megabits a second and direction
+        #[arg(long)]
+        rate: Option<f64>,
+    },
+    /// SIGSTOP: agent, guard, or every process of the node
+    Stall(PartArgs),
+    /// SIGCONT
+    Go(PartArgs),
+    /// Wait for PRIM, SECOND, ALONE, WAIT, STOP, Ready, UpToDate, vip, an error code ... (several: all at once)
+    Wait {
+        node: Node,
+        #[arg(required = true)]
+        conditions: Vec<Condition>,
+        /// Seconds
+        #[arg(long, default_value_t = 60.0)]
+        timeout: f64,
+        /// Only this cluster
+        #[arg(long)]
+        cluster: Option<String>,
+    },
+    /// Print the host's path of a directory of a node: through its mounts, or its backing directory
+    Path {
+        node: Node,
+        #[arg(value_parser = ["mount", "backing"])]
+        which: String,
+        /// Path inside the node
+        #[arg(default_value = "/srv")]
+        path: String,
+    },
+    #[command(name = "__monitor", hide = true)]
+    Monitor {
+        node: Node,
+        #[arg(long)]
+        boot_id: String,
+    },
+    #[command(name = "__init", hide = true)]
+    Init {
+        node: Node,
+        #[arg(long)]
+        boot_id: String,
+    },
+    #[command(name = "__detach", hide = true)]
+    Detach {
+        #[arg(long)]
+        log: PathBuf,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct PartArgs {
+    node: Node,
+    /// The agent's worker only
+    #[arg(long, conflicts_with = "guard")]
+    agent: bool,
+    /// The guard only
+    #[arg(long)]
+    guard: bool,
+}
+
+impl PartArgs {
+    fn part(&self) -> Part {
+        match (self.agent, self.guard) {
+            (true, _) => Part::Agent,
+            (_, true) => Part::Guard,
+            _ => Part::All,
+        }
+    }
+}
 
 /// Runs the verb.
-pub fn run(_args: Args) -> ExitCode {
-    eprintln!("skc lab: not yet");
-    ExitCode::from(2)
+pub fn run(args: Args) -> ExitCode {
+    match verb(args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("skc lab: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn verb(args: Args) -> Result<ExitCode> {
+    let program = std::env::current_exe().map_err(|source| LabError::Io {
+        op: "find",
+        path: "this program".into(),
+        source,
+    })?;
+    let lab = Lab::new(&args.name, args.dir, program)?;
+    match args.verb {
+        Verb::Up { spec, no_agent } => up(&lab, spec, no_agent)?,
+        Verb::Down => lab.down()?,
+        Verb::Status { output } => status(&lab, output.as_deref() == Some("json"))?,
+        Verb::Exec { node, command } => {
+            let argv: Vec<&str> = command.iter().map(String::as_str).collect();
+            let status = lab.exec_here(node, &argv)?;
+            let signal = std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or(0);
+            return Ok(ExitCode::from(status.code().unwrap_or(128 + signal) as u8));
+        }
+        Verb::Kill { node, kernel_lives: false } => lab.kill(node, Kill::Power)?,
+        Verb::Kill { node, kernel_lives: true } => lab.kill(node, Kill::Processes)?,
+        Verb::Start { node, no_agent } => {
+            lab.boot(node)?;
+            if node.is_pair() && !no_agent {
+                lab.start_agent(node)?;
+            }
+        }
+        Verb::Cut { link, from, to } => lab.cut(link, from, to)?,
+        Verb::Heal { link, from, to } => lab.heal(link, from, to)?,
+        Verb::Link { .. } => {
+            return Err(LabError::Missing {
+                what: "a forwarder for `lab link`".into(),
+                hint: "not yet in this version; `lab cut` drops frames",
+            });
+        }
+        Verb::Stall(which) => lab.stall(which.node, which.part())?,
+        Verb::Go(which) => lab.go(which.node, which.part())?,
+        Verb::Wait { node, conditions, timeout, cluster } => {
+            let limit = Duration::try_from_secs_f64(timeout)
+                .map_err(|error| LabError::Refused(format!("--timeout {timeout}: {error}")))?;
+            lab.wait(node, cluster.as_deref(), &conditions, limit)?;
+        }
+        Verb::Path { node, which, path } => {
+            let found = if which == "mount" { lab.mounted(node, &path)? } else { lab.backing(node, &path) };
+            println!("{}", found.display());
+        }
+        Verb::Monitor { node, boot_id } => node::monitor(&lab, node, &boot_id)?,
+        Verb::Init { node, boot_id } => node::init(&lab, node, &boot_id)?,
+        Verb::Detach { log, command } => node::detach_here(&command, &log)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(lab: &Lab, spec: Option<PathBuf>, no_agent: bool) -> Result<()> {
+    lab.up()?;
+    if no_agent {
+        return lab.enrol();
+    }
+    lab.start_pair()?;
+    if let Some(spec) = spec {
+        print!("{}", lab.apply(Node::NodeA, &spec)?);
+    }
+    Ok(())
+}
+
+fn status(lab: &Lab, json: bool) -> Result<()> {
+    let state = lab.state()?;
+    let rows: Vec<_> = Node::ALL.into_iter().map(|node| (node, lab.booted(node).ok())).collect();
+    if json {
+        let nodes: serde_json::Map<_, _> = rows
+            .iter()
+            .map(|(node, boot)| {
+                let value = serde_json::json!({
+                    "up": boot.is_some(),
+                    "init": boot.as_ref().map(|b| b.init),
+                    "boot_id": boot.as_ref().map(|b| &b.boot_id),
+                    "addresses": node.nets().iter().map(|net| node.address(*net)).collect::<Vec<_>>(),
+                });
+                (node.to_string(), value)
+            })
+            .collect();
+        let all =
+            serde_json::json!({"name": lab.name(), "dir": lab.dir(), "nodes": nodes, "cuts": state.cuts});
+        println!("{all:#}");
+        return Ok(());
+    }
+    println!("lab {}  {}", lab.name(), lab.dir().display());
+    for (node, boot) in rows {
+        let life = boot
+            .map_or("down".to_owned(), |boot| format!("up    PID 1 is {}, boot {}", boot.init, boot.boot_id));
+        let addresses: Vec<_> = node.nets().iter().map(|net| node.address(*net).to_string()).collect();
+        println!("  {:<8} {:<24} {life}", node.name(), addresses.join(" "));
+    }
+    for cut in state.cuts {
+        let name = |node: Option<Node>| node.map_or("anyone", Node::name);
+        println!("  cut      net{} from {} to {}", cut.net, name(cut.from), name(cut.to));
+    }
+    println!("  state of an agent is at {STATE_DIR} inside the node; its log at NODE/agent.log here");
+    Ok(())
 }

@@ -17,6 +17,7 @@ pub mod join;
 pub mod lab;
 pub mod ledger;
 pub mod operate;
+pub mod output;
 pub mod passthrough;
 pub mod schema;
 pub mod status;

@@ -1,1 +1,4 @@
 //! To be written.
+pub mod error;
+pub mod pki;
+pub use error::LinkError;

@@ -45,6 +45,7 @@ pub type Time = (i64, u32);
 ///
 /// `dir_mtime` is the parent's mtime after the operation: the standby sets it, because its own
 /// kernel stamped another time.
+#[allow(missing_docs)] // the variant's text and the system call name its fields
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FsOp {
     /// From here on `id` means the object at (`parent`, `name`). Changes nothing.

@@ -160,7 +160,7 @@ struct TcpFields {
 #[schemars(rename = "CommandProbe")]
 struct CommandFields {
     /// Program and arguments; no shell.
-    #[schemars(length(min = 1, max = limits::ARGS_MAX), extend("format" = "skc-argv"))]
+    #[schemars(length(min = 1, max = limits::ARGS_MAX), inner(length(max = limits::ARG_LEN_MAX)), extend("format" = "skc-argv"))]
     command: Vec<String>,
 }
 

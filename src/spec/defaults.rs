@@ -10,9 +10,9 @@ pub fn range() -> Size {
     Size::from_bytes(64 << 10)
 }
 
-/// Five heartbeats a second; ten of them fit the default timeout, so single losses never matter.
-pub fn heartbeat_interval() -> Timespan {
-    Timespan::from_millis(200)
+/// A fifth of the timeout, at most 200 ms: four heartbeats may be lost, and one operator value is enough.
+pub fn heartbeat_interval(timeout: Timespan) -> Timespan {
+    Timespan::from_millis((timeout.as_millis() / 5).min(200))
 }
 
 /// Silence that counts as death: rides out a stalled hypervisor second, keeps an outage near three seconds.
@@ -83,7 +83,8 @@ impl Default for Replication {
 
 impl Default for Heartbeat {
     fn default() -> Self {
-        Self { interval: heartbeat_interval(), timeout: heartbeat_timeout() }
+        let timeout = heartbeat_timeout();
+        Self { interval: heartbeat_interval(timeout), timeout }
     }
 }
 

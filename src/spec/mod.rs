@@ -2,14 +2,32 @@
 //!
 //! Inputs: text. Outputs: a [`ClusterSpec`] that holds every rule, or findings. Pure: no file, no clock.
 
+mod across;
+pub mod canonical;
 pub mod checker;
 pub mod cidr;
 pub mod defaults;
+pub mod diff;
+pub mod finding;
+mod formats;
 pub mod limits;
+mod load;
+mod locate;
+mod nearest;
+mod rules;
 pub mod service;
+mod shape;
+pub mod timers;
 pub mod types;
+mod view;
+pub mod yaml;
 
+pub use canonical::{canonical, digest};
 pub use cidr::{Cidr, CidrError};
+pub use diff::{Change, Effect, diff};
+pub use finding::{Finding, Findings, Problem};
+pub use load::{Loaded, Source, check, load, load_one};
+pub use nearest::nearest;
 pub use types::{
     ApiVersion, Arbitration, Boot, Checker, ClusterSpec, Consistency, Directory, Exec, Failback, Failover,
     FailoverMode, Heartbeat, Kind, Level, Metadata, Mode, Node, OnFailure, OnRole, Probe, Replication,
@@ -18,7 +36,48 @@ pub use types::{
 
 /// The JSON schema (draft 2020-12) of a ClusterSpec document.
 pub fn schema() -> serde_json::Value {
-    schemars::schema_for!(ClusterSpec).to_value()
+    let mut schema = schemars::schema_for!(ClusterSpec).to_value();
+    without_null(&mut schema);
+    schema
+}
+
+/// A field that is absent takes its default; one that is there but empty is refused. So the
+/// alternative "null", which derived schemas offer for every optional field, goes.
+fn without_null(schema: &mut serde_json::Value) {
+    use serde_json::Value;
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(without_null),
+        Value::Object(object) => {
+            if let Some(Value::Array(types)) = object.get_mut("type") {
+                types.retain(|t| t != "null");
+                if let [one] = types.as_slice() {
+                    let one = one.clone();
+                    object.insert("type".to_owned(), one);
+                }
+            }
+            if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
+                choices.retain(|c| c.get("type").is_none_or(|t| t != "null"));
+                if let [Value::Object(one)] = choices.as_slice() {
+                    let one = one.clone();
+                    object.remove("anyOf");
+                    for (key, value) in one {
+                        object.entry(key).or_insert(value);
+                    }
+                }
+            }
+            if object.get("default").is_some_and(Value::is_null) {
+                object.remove("default");
+            }
+            object.values_mut().for_each(without_null);
+        }
+        _ => {}
+    }
+}
+
+/// [`schema`] as the text of `schemas/clusterspec.v1.json`.
+pub fn schema_text() -> String {
+    // Serialising a `Value` cannot fail; `{:#}` prints it indented.
+    format!("{:#}\n", schema())
 }
 
 #[cfg(test)]

@@ -96,19 +96,19 @@ struct ServiceFields {
 struct ExecFields {
     /// A program that stays in the foreground: its exit is a failure, SIGTERM its stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = limits::ARGS_MAX), extend("format" = "skc-argv"))]
+    #[schemars(length(min = 1, max = limits::ARGS_MAX), inner(length(max = limits::ARG_LEN_MAX)), extend("format" = "skc-argv"))]
     run: Option<Vec<String>>,
     /// Exit 0 = started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = limits::ARGS_MAX), extend("format" = "skc-argv"))]
+    #[schemars(length(min = 1, max = limits::ARGS_MAX), inner(length(max = limits::ARG_LEN_MAX)), extend("format" = "skc-argv"))]
     start: Option<Vec<String>>,
     /// Exit 0 = stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = limits::ARGS_MAX), extend("format" = "skc-argv"))]
+    #[schemars(length(min = 1, max = limits::ARGS_MAX), inner(length(max = limits::ARG_LEN_MAX)), extend("format" = "skc-argv"))]
     stop: Option<Vec<String>>,
     /// Exit 0 = running.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = limits::ARGS_MAX), extend("format" = "skc-argv"))]
+    #[schemars(length(min = 1, max = limits::ARGS_MAX), inner(length(max = limits::ARG_LEN_MAX)), extend("format" = "skc-argv"))]
     status: Option<Vec<String>>,
 }
 

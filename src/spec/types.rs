@@ -142,11 +142,11 @@ pub struct Directory {
     pub consistency: Option<Consistency>,
     /// Patterns that stay local (not yet).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = limits::PATTERNS_MAX))]
+    #[schemars(length(max = limits::PATTERNS_MAX), inner(length(max = limits::PATH_MAX)))]
     pub exclude: Vec<String>,
     /// Patterns that are mirrored although excluded (not yet).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = limits::PATTERNS_MAX))]
+    #[schemars(length(max = limits::PATTERNS_MAX), inner(length(max = limits::PATH_MAX)))]
     pub include: Vec<String>,
 }
 
@@ -194,16 +194,40 @@ pub struct VirtualIp {
 
 /// Heartbeat timers; every other failover timer derives from `timeout`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(from = "HeartbeatFields", into = "HeartbeatFields")]
 pub struct Heartbeat {
-    /// Time between two heartbeats on each address. Default: 200ms.
-    #[serde(default = "defaults::heartbeat_interval")]
-    #[schemars(extend("x-skc-min" = "20ms", "x-skc-max" = "10s"))]
+    /// Time between two heartbeats on each address.
     pub interval: Timespan,
+    /// Silence on every address after which the peer counts as lost.
+    pub timeout: Timespan,
+}
+
+/// Heartbeat timers as they are written: `timeout` alone is enough, `interval` follows from it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(rename = "Heartbeat")]
+struct HeartbeatFields {
+    /// Time between two heartbeats on each address. Default: a fifth of `timeout`, at most 200ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-skc-min" = "20ms", "x-skc-max" = "10s"))]
+    interval: Option<Timespan>,
     /// Silence on every address after which the peer counts as lost. Default: 2s.
     #[serde(default = "defaults::heartbeat_timeout")]
     #[schemars(extend("x-skc-min" = "200ms", "x-skc-max" = "60s"))]
-    pub timeout: Timespan,
+    timeout: Timespan,
+}
+
+impl From<HeartbeatFields> for Heartbeat {
+    fn from(f: HeartbeatFields) -> Self {
+        let interval = f.interval.unwrap_or_else(|| defaults::heartbeat_interval(f.timeout));
+        Self { interval, timeout: f.timeout }
+    }
+}
+
+impl From<Heartbeat> for HeartbeatFields {
+    fn from(h: Heartbeat) -> Self {
+        Self { interval: Some(h.interval), timeout: h.timeout }
+    }
 }
 
 /// Who may go on alone.

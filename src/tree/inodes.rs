@@ -1,0 +1,275 @@
+//! The inode table: ids the kernel and the peer use, handles the file system uses.
+//!
+//! Invariants: an id is never reused; one handle has one id; the parent of every remembered name is in
+//! the table (the name holds a reference on it), so an object can be named up to the root as long as
+//! its names are true. An entry lives while the kernel's lookup count, a pin (resync) or a
+//! child's name holds it. About 250 bytes an entry, no descriptor; the exception are objects without a
+//! name (unlinked while in use, O_TMPFILE): one O_PATH descriptor keeps them alive until the kernel
+//! forgets them, bounded by what applications hold open.
+
+use crate::proto::FileId;
+use crate::sys::backing::FileHandle;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Where an object was last seen: (parent, name). True only after verification.
+pub type Alias = (FileId, Vec<u8>);
+
+/// Names remembered for one object; more hard links are found by a scan if it ever comes to that.
+const ALIASES_MAX: usize = 8;
+
+#[derive(Debug)]
+struct Inode {
+    handle: FileHandle,
+    /// References by the kernel (its lookup count).
+    lookups: u64,
+    /// References by pins and by names of children.
+    pins: u64,
+    /// Newest last. One for almost every object.
+    aliases: Vec<(FileId, Box<[u8]>)>,
+    kept: Option<Arc<OwnedFd>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    next: u64,
+    by_id: HashMap<FileId, Inode>,
+    by_handle: HashMap<FileHandle, FileId>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct InodeTable(Mutex<Inner>);
+
+/// An object the kernel knows, for invalidation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Its id.
+    pub id: FileId,
+    /// Its remembered names.
+    pub aliases: Vec<Alias>,
+}
+
+impl Inner {
+    fn insert(&mut self, handle: FileHandle) -> FileId {
+        if let Some(id) = self.by_handle.get(&handle) {
+            return *id;
+        }
+        let id = FileId(self.next);
+        self.next += 1;
+        self.by_handle.insert(handle, id);
+        self.by_id.insert(id, Inode { handle, lookups: 0, pins: 0, aliases: Vec::new(), kept: None });
+        id
+    }
+
+    /// Remembers a name, `only`: instead of all others.
+    fn add_alias(&mut self, id: FileId, parent: FileId, name: &[u8], only: bool, gone: &mut Vec<FileId>) {
+        if id == FileId::ROOT || !self.by_id.contains_key(&parent) {
+            return;
+        }
+        let Some(inode) = self.by_id.get_mut(&id) else { return };
+        if only && inode.aliases.len() == 1 && inode.aliases[0].0 == parent && &*inode.aliases[0].1 == name {
+            return;
+        }
+        let known = inode.aliases.iter().position(|(p, n)| *p == parent && &**n == name);
+        let entry = match known {
+            Some(at) => inode.aliases.remove(at),
+            None => (parent, name.into()),
+        };
+        let drop_first =
+            if only { inode.aliases.len() } else { (inode.aliases.len() + 1).saturating_sub(ALIASES_MAX) };
+        let dropped: Vec<FileId> = inode.aliases.drain(..drop_first).map(|(p, _)| p).collect();
+        inode.aliases.push(entry);
+        if known.is_none()
+            && let Some(p) = self.by_id.get_mut(&parent)
+        {
+            p.pins += 1;
+        }
+        for p in dropped {
+            self.unpin(p, gone);
+        }
+    }
+
+    fn unpin(&mut self, id: FileId, gone: &mut Vec<FileId>) {
+        if let Some(inode) = self.by_id.get_mut(&id) {
+            inode.pins = inode.pins.saturating_sub(1);
+        }
+        self.collect(id, gone);
+    }
+
+    /// Removes `id` if nothing holds it, then the parents that only it held.
+    fn collect(&mut self, id: FileId, gone: &mut Vec<FileId>) {
+        let mut todo = vec![id];
+        while let Some(id) = todo.pop() {
+            let unused = self.by_id.get(&id).is_some_and(|i| i.lookups == 0 && i.pins == 0);
+            if !unused || id == FileId::ROOT {
+                continue;
+            }
+            let Some(inode) = self.by_id.remove(&id) else { continue };
+            self.by_handle.remove(&inode.handle);
+            gone.push(id);
+            for (parent, _) in inode.aliases {
+                if let Some(p) = self.by_id.get_mut(&parent) {
+                    p.pins = p.pins.saturating_sub(1);
+                    todo.push(parent);
+                }
+            }
+        }
+    }
+}
+
+impl InodeTable {
+    /// A table that knows the root.
+    pub fn new(root: FileHandle) -> Self {
+        let mut inner = Inner { next: FileId::ROOT.0, by_id: HashMap::new(), by_handle: HashMap::new() };
+        inner.insert(root);
+        Self(Mutex::new(inner))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The handle of `id`.
+    pub fn handle(&self, id: FileId) -> Option<FileHandle> {
+        self.lock().by_id.get(&id).map(|i| i.handle)
+    }
+
+    /// The handle of `id`, and the descriptor kept for it if it has no name.
+    pub fn handle_and_kept(&self, id: FileId) -> Option<(FileHandle, Option<Arc<OwnedFd>>)> {
+        self.lock().by_id.get(&id).map(|i| (i.handle, i.kept.clone()))
+    }
+
+    /// The id of `handle` if it is known.
+    pub fn id_of(&self, handle: &FileHandle) -> Option<FileId> {
+        self.lock().by_handle.get(handle).copied()
+    }
+
+    /// The kernel looked `handle` up at (parent, name): one more reference by the kernel.
+    /// `links` is its link count: with one link the name replaces older ones.
+    pub fn lookup(&self, handle: FileHandle, parent: FileId, name: &[u8], links: u32) -> FileId {
+        let mut inner = self.lock();
+        let id = inner.insert(handle);
+        if let Some(inode) = inner.by_id.get_mut(&id) {
+            inode.lookups += 1;
+        }
+        // The gone list stays empty: the parent is held by the kernel, older ones are rarely ours.
+        inner.add_alias(id, parent, name, links <= 1, &mut Vec::new());
+        id
+    }
+
+    /// The kernel got an object without a name (O_TMPFILE): one reference, `kept` keeps it alive.
+    pub fn lookup_unnamed(&self, handle: FileHandle, kept: OwnedFd) -> FileId {
+        let mut inner = self.lock();
+        let id = inner.insert(handle);
+        if let Some(inode) = inner.by_id.get_mut(&id) {
+            inode.lookups += 1;
+            inode.kept = Some(Arc::new(kept));
+        }
+        id
+    }
+
+    /// The id of `handle` seen at `alias`, made known and **pinned once**: give it back with
+    /// [`InodeTable::unpin`]. For resync and for binding parents.
+    pub fn get_or_insert(&self, handle: FileHandle, alias: Option<(FileId, &[u8])>) -> FileId {
+        let mut inner = self.lock();
+        let id = inner.insert(handle);
+        if let Some(inode) = inner.by_id.get_mut(&id) {
+            inode.pins += 1;
+        }
+        if let Some((parent, name)) = alias {
+            inner.add_alias(id, parent, name, false, &mut Vec::new());
+        }
+        id
+    }
+
+    /// One more pin on a known id; false if it is not known.
+    pub fn pin(&self, id: FileId) -> bool {
+        self.lock().by_id.get_mut(&id).map(|i| i.pins += 1).is_some()
+    }
+
+    /// Gives one pin back. Ids that are no longer held by anybody are forgotten and appended to `gone`.
+    pub fn unpin(&self, id: FileId, gone: &mut Vec<FileId>) {
+        if id != FileId::ROOT {
+            self.lock().unpin(id, gone);
+        }
+    }
+
+    /// The kernel gives `count` references back. Ids that are no longer held by anybody are
+    /// forgotten and appended to `gone`.
+    pub fn forget(&self, id: FileId, count: u64, gone: &mut Vec<FileId>) {
+        let mut inner = self.lock();
+        if let Some(inode) = inner.by_id.get_mut(&id) {
+            inode.lookups = inode.lookups.saturating_sub(count);
+        }
+        inner.collect(id, gone);
+    }
+
+    /// (parent, name) is a name of `id` now; `only`: its only one.
+    pub fn set_alias(&self, id: FileId, parent: FileId, name: &[u8], only: bool) {
+        self.lock().add_alias(id, parent, name, only, &mut Vec::new());
+    }
+
+    /// (parent, name) is no longer a name of `id`.
+    pub fn drop_alias(&self, id: FileId, parent: FileId, name: &[u8]) {
+        let mut inner = self.lock();
+        let Some(inode) = inner.by_id.get_mut(&id) else { return };
+        if let Some(at) = inode.aliases.iter().position(|(p, n)| *p == parent && &**n == name) {
+            inode.aliases.remove(at);
+            inner.unpin(parent, &mut Vec::new());
+        }
+    }
+
+    /// Remembered names of `id`, newest first; to be verified.
+    pub fn aliases(&self, id: FileId) -> Vec<Alias> {
+        let inner = self.lock();
+        let Some(inode) = inner.by_id.get(&id) else { return Vec::new() };
+        inode.aliases.iter().rev().map(|(p, n)| (*p, n.to_vec())).collect()
+    }
+
+    /// The object behind `id` lost its last name (`Some`) or got one again (`None`).
+    pub fn set_kept(&self, id: FileId, fd: Option<OwnedFd>) {
+        // The old descriptor is closed after the lock is released: a last close may delete a file.
+        let old = match self.lock().by_id.get_mut(&id) {
+            Some(inode) => std::mem::replace(&mut inode.kept, fd.map(Arc::new)),
+            None => None,
+        };
+        drop(old);
+    }
+
+    /// Everything the kernel holds references on (the root too).
+    pub fn known(&self) -> Vec<Known> {
+        let inner = self.lock();
+        let held = inner.by_id.iter().filter(|(id, i)| i.lookups > 0 || **id == FileId::ROOT);
+        held.map(|(id, i)| Known {
+            id: *id,
+            aliases: i.aliases.iter().map(|(p, n)| (*p, n.to_vec())).collect(),
+        })
+        .collect()
+    }
+
+    /// The kernel's connection ended: every reference it held is gone.
+    pub fn forget_all_lookups(&self, gone: &mut Vec<FileId>) {
+        let mut inner = self.lock();
+        let ids: Vec<FileId> = inner.by_id.keys().copied().collect();
+        for id in &ids {
+            if let Some(inode) = inner.by_id.get_mut(id) {
+                inode.lookups = 0;
+            }
+        }
+        for id in ids {
+            inner.collect(id, gone);
+        }
+    }
+
+    /// Number of known objects.
+    pub fn len(&self) -> usize {
+        self.lock().by_id.len()
+    }
+
+    /// Never true: the root is always known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
