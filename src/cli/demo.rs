@@ -82,7 +82,9 @@ fn failed(options: &Options, error: &LabError) -> ExitCode {
     match error {
         LabError::NeedsRoot => {
             let program = options.program.display();
-            eprintln!("skc demo: needs root for its network namespaces and FUSE mounts; run: sudo {program} demo");
+            eprintln!(
+                "skc demo: needs root for its network namespaces and FUSE mounts; run: sudo {program} demo"
+            );
         }
         error => {
             eprintln!("skc demo: {error}");

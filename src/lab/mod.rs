@@ -38,6 +38,7 @@ pub mod remove;
 pub mod state;
 pub mod switch;
 pub mod topology;
+pub mod volume;
 pub mod wait;
 
 pub use crate::sys::namespace::Orphan;

@@ -1,0 +1,7 @@
+//! End-to-end tests on `skc lab`: real processes, real FUSE mounts, real packets, real power cuts.
+//!
+//! Every scenario has its own lab, runs alone, has a hard deadline and cleans up. They need root;
+//! without it each says so and passes. `cargo test --test e2e` runs all, `cargo test --test e2e NAME` one.
+
+mod harness;
+mod wire;
