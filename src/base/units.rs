@@ -48,8 +48,8 @@ pub enum UnitError {
         /// The units that exist.
         allowed: &'static str,
     },
-    /// No whole number in front of the unit.
-    #[error("{text:?} does not start with a whole number")]
+    /// No whole number in front of the unit: nothing, a sign, a fraction.
+    #[error("{text:?} is no whole number with its unit")]
     NoNumber {
         /// What was read.
         text: String,
@@ -72,7 +72,7 @@ fn split<'a>(text: &'a str, allowed: &'static str) -> Result<(u64, &'a str), Uni
     let shown = || text.chars().take(TEXT_MAX).collect::<String>();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
-    if number.is_empty() || text.len() > TEXT_MAX {
+    if number.is_empty() || unit.starts_with('.') || text.len() > TEXT_MAX {
         return Err(UnitError::NoNumber { text: shown() });
     }
     if unit.is_empty() {

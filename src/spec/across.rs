@@ -5,6 +5,7 @@
 
 use super::Cidr;
 use super::finding::{Path, Problem};
+use super::load::FINDINGS_MAX;
 use super::rules::overlap;
 use super::view::View;
 use crate::base::codes;
@@ -15,7 +16,7 @@ use std::net::IpAddr;
 /// What one document claims.
 struct Claims<'a> {
     name: View<'a>,
-    place: &'a str,
+    place: &'a str, // "file:line"
     /// Address to the name of its node.
     nodes: BTreeMap<IpAddr, (&'a str, Path)>,
     directories: Vec<View<'a>>,
@@ -68,6 +69,9 @@ pub(super) fn check(documents: &[(&str, &Value)]) -> Vec<(usize, Problem)> {
             }
             if this.is_of_pair(other) {
                 same_pair(this, other, &mut problems);
+            }
+            if out.len() >= FINDINGS_MAX {
+                return out;
             }
             out.extend(problems.into_iter().map(|problem| (i, problem)));
         }

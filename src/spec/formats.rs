@@ -143,6 +143,14 @@ fn suggest_unit<T: FromStr>(text: &str) -> Option<String> {
         ("gib/s", "GiB/s"),
         ("mbps", "MiB/s"),
     ];
+    if text.bytes().all(|b| b.is_ascii_digit()) {
+        // A bare number: show it with each unit it could have.
+        let units = ["ms", "s", "KiB", "MiB", "KiB/s", "MiB/s"];
+        let readings = units.map(|unit| format!("{text}{unit}"));
+        let good: Vec<&str> =
+            readings.iter().filter(|r| r.parse::<T>().is_ok()).map(String::as_str).collect();
+        return (!good.is_empty()).then(|| format!("did you mean {}?", good.join(" or ")));
+    }
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = (text.get(..digits)?, text.get(digits..)?.trim().to_lowercase());
     if let Some(days) = unit.strip_prefix('d').and(number.parse::<u64>().ok()) {

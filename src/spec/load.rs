@@ -3,7 +3,7 @@
 //! Form, then shape against the schema, then the rules, then the rules between documents; everything that is
 //! wrong is reported at once, each with its place.
 
-use super::finding::{At, Finding, Findings, Problem, Span};
+use super::finding::{At, Finding, Findings, Path, Problem, Span};
 use super::view::View;
 use super::yaml::{self, Document};
 use super::{ClusterSpec, across, rules, schema, shape};
@@ -11,7 +11,11 @@ use crate::base::codes;
 use serde_json::Value;
 
 /// Findings of all texts after which no more are collected.
-const FINDINGS_MAX: usize = 1000;
+pub(super) const FINDINGS_MAX: usize = 1000;
+
+/// Clusters that are checked together: twenty times what a pair is made for. Each is compared with
+/// each other one.
+pub const CLUSTERS_MAX: usize = 1000;
 
 /// A text and the name by which findings call it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +53,18 @@ pub fn load(sources: &[Source]) -> Result<Vec<Loaded>, Findings> {
     }
     let mut clusters = Vec::new();
     for (source, document) in &documents {
+        if findings.len() >= FINDINGS_MAX {
+            break;
+        }
+        if clusters.len() >= CLUSTERS_MAX {
+            let message = format!("more than {CLUSTERS_MAX} clusters at once");
+            findings.push(place(
+                source,
+                document,
+                Problem::new(&Path::default(), codes::SPEC_TOO_BIG, message),
+            ));
+            break;
+        }
         let problems = match not_a_spec(&document.value) {
             Some(problem) => vec![problem],
             None => {
@@ -61,8 +77,10 @@ pub fn load(sources: &[Source]) -> Result<Vec<Loaded>, Findings> {
         };
         findings.extend(problems.into_iter().map(|p| place(source, document, p)));
     }
+    let places: Vec<String> =
+        clusters.iter().map(|(source, d)| format!("{}:{}", source.file, d.node.span.line)).collect();
     let claims: Vec<(&str, &Value)> =
-        clusters.iter().map(|(source, d)| (source.file.as_str(), &d.value)).collect();
+        places.iter().zip(&clusters).map(|(place, (_, d))| (place.as_str(), &d.value)).collect();
     for (index, problem) in across::check(&claims) {
         if let Some((source, document)) = clusters.get(index) {
             findings.push(place(source, document, problem));
@@ -77,8 +95,7 @@ pub fn load(sources: &[Source]) -> Result<Vec<Loaded>, Findings> {
                 }
                 // The schema comes from the types, so this is a rule that only the types know.
                 Err(error) => {
-                    let problem =
-                        Problem::new(&super::finding::Path::default(), codes::SPEC_TYPE, error.to_string());
+                    let problem = Problem::new(&Path::default(), codes::SPEC_TYPE, error.to_string());
                     findings.push(place(source, &document, problem));
                 }
             }
@@ -103,7 +120,7 @@ pub fn load_one(file: &str, text: &str) -> Result<ClusterSpec, Findings> {
         (second, _) => {
             let line = second.map_or(1, |s| s.line);
             let problem = Problem::new(
-                &super::finding::Path::default(),
+                &Path::default(),
                 codes::SPEC_NOT_ONE,
                 "one spec is expected here, and this is another",
             );
@@ -122,13 +139,13 @@ pub fn check(spec: &ClusterSpec) -> Vec<Problem> {
             problems
         }
         Err(error) => {
-            vec![Problem::new(&super::finding::Path::default(), codes::SPEC_TYPE, error.to_string())]
+            vec![Problem::new(&Path::default(), codes::SPEC_TYPE, error.to_string())]
         }
     }
 }
 
 fn not_a_spec(value: &Value) -> Option<Problem> {
-    let path = super::finding::Path::default();
+    let path = Path::default();
     if !value.is_object() {
         return Some(Problem::new(&path, codes::SPEC_NOT_ONE, "this is no mapping, so it is no ClusterSpec"));
     }

@@ -6,6 +6,7 @@
 use super::finding::{Path, Problem, Span, Step};
 use crate::base::codes;
 use saphyr_parser::{Event, Parser, ScalarStyle, Span as RawSpan};
+use std::collections::BTreeMap;
 
 /// Levels of nesting. A ClusterSpec needs seven; both parsers take far more.
 pub(super) const DEPTH_MAX: usize = 64;
@@ -57,6 +58,9 @@ pub(super) fn is_null_text(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
+/// Problems of form after which nothing more is read.
+const PROBLEMS_MAX: usize = 200;
+
 /// A problem with its place already known.
 pub(super) type Located = (Span, Problem);
 
@@ -66,6 +70,8 @@ struct Open {
     /// Where it hangs, for messages.
     path: Path,
     entries: Vec<(String, Span, Node)>,
+    /// The line of each key so far.
+    keys: BTreeMap<String, usize>,
     /// A mapping's key that waits for its value; `None` in lists.
     key: Option<(String, Span)>,
     is_map: bool,
@@ -87,7 +93,7 @@ pub(super) fn documents(text: &str) -> (Vec<Node>, Vec<Located>) {
                 false
             }
         };
-        if !goes_on {
+        if !goes_on || builder.problems.len() >= PROBLEMS_MAX {
             break;
         }
     }
@@ -135,7 +141,14 @@ impl Builder {
                 }
                 let is_map = matches!(event, Event::MappingStart(..));
                 let path = self.next_path();
-                self.open.push(Open { span, path, entries: Vec::new(), key: None, is_map });
+                self.open.push(Open {
+                    span,
+                    path,
+                    entries: Vec::new(),
+                    keys: BTreeMap::new(),
+                    key: None,
+                    is_map,
+                });
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
             Event::DocumentStart(_) if self.done.len() >= DOCUMENTS_MAX => {
@@ -179,7 +192,7 @@ impl Builder {
             self.form(span, "a key that is no text");
             return;
         };
-        let twice = open.entries.iter().find(|(k, _, _)| *k == text).map(|(_, first, _)| first.line);
+        let twice = open.keys.insert(text.clone(), span.line);
         open.key = Some((text.clone(), span));
         if text == "<<" {
             self.form(span, "a merge key (<<)");

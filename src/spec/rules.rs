@@ -143,22 +143,26 @@ fn directories(spec: &View<'_>, out: &mut Vec<Problem>) {
         if !path.starts_with('/') {
             continue;
         }
-        let reserved = RESERVED.iter().find(|r| holds(path, r) || holds(r, path));
-        if let Some(reserved) = reserved {
+        if let Some(reserved) = reserved(path) {
             let message = if holds(path, reserved) {
                 format!("{path} holds {reserved}, which cannot be mirrored")
             } else {
                 format!("{path} lies in {reserved}, which cannot be mirrored")
             };
             out.push(Problem::new(&view.path, codes::SPEC_RESERVED_PATH, message));
+            continue;
         }
-        for other in &views[..i] {
+        for other in views[..i].iter().filter(|other| reserved(other.text()).is_none()) {
             if let Some(message) = overlap(path, other.text()) {
                 let message = format!("{message} ({})", other.path);
                 out.push(Problem::new(&view.path, codes::SPEC_OVERLAP, message));
             }
         }
     }
+}
+
+fn reserved(path: &str) -> Option<&'static str> {
+    RESERVED.iter().copied().find(|r| holds(path, r) || holds(r, path))
 }
 
 /// Whether `inner` is `outer` or lies within it.

@@ -119,6 +119,9 @@ impl<'a> Walk<'a> {
             }
         }
         for (key, value) in object {
+            if self.problems.len() >= PROBLEMS_MAX {
+                return;
+            }
             let path = path.key(key);
             match (rule.get("properties").and_then(|p| p.get(key)), others) {
                 (Some(schema), _) | (None, Some(schema)) => self.value(schema, value, &path, ""),

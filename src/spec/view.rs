@@ -8,6 +8,10 @@ use crate::base::Timespan;
 use serde_json::Value;
 use std::net::IpAddr;
 
+/// Entries of a list that rules look at: more than any list may have, so that rules which compare
+/// each entry with each other one stay cheap; `shape` refuses longer lists.
+const ITEMS_MAX: usize = 256;
+
 /// A value of a document with its path.
 #[derive(Debug, Clone)]
 pub(super) struct View<'a> {
@@ -31,7 +35,7 @@ impl<'a> View<'a> {
 
     pub(super) fn items(&self) -> impl Iterator<Item = View<'a>> + use<'a> {
         let path = self.path.clone();
-        let items = self.value.as_array().into_iter().flatten().enumerate();
+        let items = self.value.as_array().into_iter().flatten().take(ITEMS_MAX).enumerate();
         items.map(move |(i, value)| View { path: path.index(i), value })
     }
 
