@@ -1,0 +1,250 @@
+//! What makes an object: CREATE, TMPFILE, MKNOD, MKDIR, SYMLINK.
+//!
+//! The local call runs under the caller's identity and umask, so owner, group, setgid inheritance,
+//! default ACLs and quota come out as on the bare directory; the standby is sent the result.
+
+use super::handles::OpenFile;
+use super::lookup::decode_dev;
+use super::request::Request;
+use super::{MirrorFs, Outcome, mtime_after};
+use crate::fuse::abi::{self, CreateIn, CreateOut, OpenOut};
+use crate::ports::{Errno, Ticket};
+use crate::proto::fsop::{Attr, Xattr};
+use crate::proto::{FileId, FsOp};
+use crate::sys::backing::FileHandle;
+use crate::sys::creds::{self, Acting};
+use crate::sys::file::{self, Stat};
+use crate::tree::is_hidden;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// The attributes that travel.
+fn wire_attr(s: &Stat) -> Attr {
+    Attr {
+        mode: s.mode,
+        uid: s.uid,
+        gid: s.gid,
+        rdev: s.rdev,
+        size: if s.is_file() { s.size } else { 0 },
+        atime: s.atime,
+        mtime: s.mtime,
+    }
+}
+
+/// The ACLs a new object inherited. Other xattrs (security labels) are each node's own policy.
+fn inherited(list: Result<Vec<u8>, Errno>, get: impl Fn(&[u8]) -> Result<Vec<u8>, Errno>) -> Vec<Xattr> {
+    let Ok(list) = list else { return Vec::new() };
+    let names = list.split(|b| *b == 0).filter(|n| n.starts_with(b"system.posix_acl_"));
+    names.filter_map(|n| Some((n.to_vec(), get(n).ok()?.into()))).collect()
+}
+
+/// What was just made.
+struct New {
+    fd: OwnedFd,
+    handle: FileHandle,
+    stat: Stat,
+}
+
+impl MirrorFs {
+    /// Looks at what was just made. On failure the caller takes it back: an object that is not
+    /// replicated must not stay.
+    fn inspect(&self, fd: OwnedFd) -> Result<New, Errno> {
+        let handle = self.tree.backing.handle_of(fd.as_fd())?;
+        let stat = file::stat(fd.as_fd())?;
+        Ok(New { fd, handle, stat })
+    }
+
+    fn open_out(&self, id: FileId, fd: OwnedFd) -> OpenOut {
+        let fh = self.files.insert(OpenFile { id, fd, writable: true });
+        OpenOut { fh, open_flags: abi::FOPEN_KEEP_CACHE, backing_id: 0 }
+    }
+
+    pub(super) fn create(&self, r: &mut Request<'_>) -> Outcome {
+        let a: CreateIn = r.arg()?;
+        let name = r.name()?;
+        let parent = r.id();
+        Self::refuse_hidden(is_hidden(parent, name))?;
+        let ticket = self.admit()?;
+        let _ns = self.tree.ns_exclusive();
+        let dir = self.tree.open_path(parent)?;
+        creds::set_umask(a.umask)?;
+        let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
+        let made = {
+            let _as = Acting::begin(r.header.uid, r.header.gid, &r.groups())?;
+            file::open_at(dir.as_fd(), name, flags, a.mode & 0o7777)
+        };
+        let fd = match made {
+            Err(Errno(libc::EEXIST)) if a.flags & libc::O_EXCL as u32 == 0 => {
+                return self.create_existing(r, ticket, dir.as_fd(), name, a.flags);
+            }
+            other => other?,
+        };
+        let new = match self.inspect(fd) {
+            Ok(new) => new,
+            Err(errno) => {
+                file::unlink(dir.as_fd(), name)?;
+                return Err(errno.into());
+            }
+        };
+        let id = self.tree.inodes.lookup(new.handle, parent, name, new.stat.nlink);
+        let list = file::fd_list_xattr(new.fd.as_fd());
+        let op = FsOp::Make {
+            parent,
+            name: name.to_vec(),
+            id,
+            mode_arg: a.mode,
+            attr: wire_attr(&new.stat),
+            xattrs: inherited(list, |n| file::fd_get_xattr(new.fd.as_fd(), n)),
+            dir_mtime: mtime_after(dir.as_fd()),
+        };
+        let body = CreateOut {
+            entry: self.entry(id, &new.stat, Self::ttl_of_mutation()),
+            open: self.open_out(id, new.fd),
+        };
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
+        Ok(())
+    }
+
+    /// The name is there although the kernel believed it was not: an ordinary open.
+    fn create_existing(
+        &self,
+        r: &Request<'_>,
+        ticket: Ticket<'_>,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        flags: u32,
+    ) -> Outcome {
+        let fd = file::open_at(dir, name, libc::O_RDWR | libc::O_NOATIME, 0)?;
+        let handle = self.tree.backing.handle_of(fd.as_fd())?;
+        let truncate = flags & libc::O_TRUNC as u32 != 0;
+        if truncate {
+            file::set_len(fd.as_fd(), 0)?;
+        }
+        let stat = file::stat(fd.as_fd())?;
+        let id = self.tree.inodes.lookup(handle, r.id(), name, stat.nlink);
+        let body =
+            CreateOut { entry: self.entry(id, &stat, Self::ttl_of_mutation()), open: self.open_out(id, fd) };
+        if !truncate {
+            drop(ticket);
+            return self.reply(r, &body);
+        }
+        let (size, mtime) = (Some(0), stat.mtime);
+        let op = FsOp::SetAttr { id, mode: None, uid: None, gid: None, size, atime: None, mtime };
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
+        Ok(())
+    }
+
+    pub(super) fn tmpfile(&self, r: &mut Request<'_>) -> Outcome {
+        let a: CreateIn = r.arg()?;
+        let parent = r.id();
+        let ticket = self.admit()?;
+        let _ns = self.tree.ns_exclusive();
+        let dir = self.tree.open_path(parent)?;
+        creds::set_umask(a.umask)?;
+        let exclusive = a.flags & libc::O_EXCL as u32 != 0;
+        let fd = {
+            let _as = Acting::begin(r.header.uid, r.header.gid, &r.groups())?;
+            file::open_tmpfile(dir.as_fd(), a.mode & 0o7777, exclusive)?
+        };
+        let new = self.inspect(fd)?;
+        // Keeps the file alive for a later link even if the application closes its descriptor.
+        let kept = self.tree.backing.open_path(&new.handle)?;
+        let id = self.tree.inodes.lookup_unnamed(new.handle, kept);
+        let list = file::fd_list_xattr(new.fd.as_fd());
+        let xattrs = inherited(list, |n| file::fd_get_xattr(new.fd.as_fd(), n));
+        let op = FsOp::Tmpfile { parent, id, attr: wire_attr(&new.stat), xattrs };
+        let body = CreateOut {
+            entry: self.entry(id, &new.stat, Self::ttl_of_mutation()),
+            open: self.open_out(id, new.fd),
+        };
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
+        Ok(())
+    }
+
+    pub(super) fn mknod(&self, r: &mut Request<'_>) -> Outcome {
+        let a: abi::MknodIn = r.arg()?;
+        self.make(r, a.mode, a.umask, |dir, name| file::make_node(dir, name, a.mode, decode_dev(a.rdev)))
+    }
+
+    pub(super) fn mkdir(&self, r: &mut Request<'_>) -> Outcome {
+        let a: abi::MkdirIn = r.arg()?;
+        let mode = libc::S_IFDIR | (a.mode & 0o7777);
+        self.make(r, mode, a.umask, |dir, name| file::make_dir(dir, name, a.mode & 0o7777))
+    }
+
+    fn make(
+        &self,
+        r: &mut Request<'_>,
+        mode_arg: u32,
+        umask: u32,
+        make: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<(), Errno>,
+    ) -> Outcome {
+        let name = r.name()?;
+        let parent = r.id();
+        Self::refuse_hidden(is_hidden(parent, name))?;
+        let ticket = self.admit()?;
+        let _ns = self.tree.ns_exclusive();
+        let dir = self.tree.open_path(parent)?;
+        creds::set_umask(umask)?;
+        {
+            let _as = Acting::begin(r.header.uid, r.header.gid, &r.groups())?;
+            make(dir.as_fd(), name)?;
+        }
+        let new = self.made(dir.as_fd(), name, mode_arg)?;
+        let id = self.tree.inodes.lookup(new.handle, parent, name, new.stat.nlink);
+        let list = file::list_xattr(new.fd.as_fd());
+        let op = FsOp::Make {
+            parent,
+            name: name.to_vec(),
+            id,
+            mode_arg,
+            attr: wire_attr(&new.stat),
+            xattrs: inherited(list, |n| file::get_xattr(new.fd.as_fd(), n)),
+            dir_mtime: mtime_after(dir.as_fd()),
+        };
+        let body = self.entry(id, &new.stat, Self::ttl_of_mutation());
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
+        Ok(())
+    }
+
+    /// Opens and looks at what was just made as `name`; takes it back if that fails.
+    fn made(&self, dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<New, Errno> {
+        let opened = file::open_at(dir, name, libc::O_PATH, 0).and_then(|fd| self.inspect(fd));
+        opened.inspect_err(|_| {
+            let undone = if mode & libc::S_IFMT == libc::S_IFDIR {
+                file::unlink_dir(dir, name)
+            } else {
+                file::unlink(dir, name)
+            };
+            if let Err(errno) = undone {
+                tracing::error!(errno = errno.0, "an object that cannot be replicated could not be removed");
+            }
+        })
+    }
+
+    pub(super) fn symlink(&self, r: &mut Request<'_>) -> Outcome {
+        let name = r.name()?;
+        let target = r.name()?;
+        let parent = r.id();
+        Self::refuse_hidden(is_hidden(parent, name))?;
+        let ticket = self.admit()?;
+        let _ns = self.tree.ns_exclusive();
+        let dir = self.tree.open_path(parent)?;
+        {
+            let _as = Acting::begin(r.header.uid, r.header.gid, &r.groups())?;
+            file::make_symlink(dir.as_fd(), name, target)?;
+        }
+        let new = self.made(dir.as_fd(), name, libc::S_IFLNK)?;
+        let id = self.tree.inodes.lookup(new.handle, parent, name, new.stat.nlink);
+        let op = FsOp::Symlink {
+            parent,
+            name: name.to_vec(),
+            id,
+            target: target.to_vec(),
+            attr: wire_attr(&new.stat),
+            dir_mtime: mtime_after(dir.as_fd()),
+        };
+        let body = self.entry(id, &new.stat, Self::ttl_of_mutation());
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
+        Ok(())
+    }
+}

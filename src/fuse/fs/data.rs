@@ -1,0 +1,173 @@
+//! OPEN, RELEASE, READ, WRITE, FALLOCATE, LSEEK, COPY_FILE_RANGE.
+
+use super::handles::OpenFile;
+use super::request::Request;
+use super::{MirrorFs, Outcome, Scratch, errno, mtime_after};
+use crate::fuse::abi::{self, LseekOut, OpenOut, ReadIn, WriteIn, WriteOut};
+use crate::fuse::init::MAX_WRITE;
+use crate::ports::{Admission, Errno, LocalSync};
+use crate::proto::FsOp;
+use crate::sys::file::{self, Stat};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+impl MirrorFs {
+    pub(super) fn open(&self, r: &mut Request<'_>) -> Outcome {
+        let a: abi::OpenIn = r.arg()?;
+        let writable = a.flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
+        if writable && let Admission::Refuse(errno) = self.replicator.admit() {
+            return Err(errno.into());
+        }
+        // Write-only descriptors are opened readable too: copies are read back for the standby.
+        let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY };
+        let before = self.gate_before();
+        let fd = self.tree.open(r.id(), flags | libc::O_NOATIME)?;
+        let fh = self.files.insert(OpenFile { id: r.id(), fd, writable });
+        self.with_ttl(before, |ttl| {
+            // Where somebody else may write the backing file, nothing may come from the page cache.
+            let open_flags = if ttl.is_zero() { abi::FOPEN_DIRECT_IO } else { abi::FOPEN_KEEP_CACHE };
+            self.reply(r, &OpenOut { fh, open_flags, backing_id: 0 })
+        })
+    }
+
+    pub(super) fn release(&self, r: &mut Request<'_>) -> Outcome {
+        let a: abi::ReleaseIn = r.arg()?;
+        self.files.remove(a.fh);
+        self.reply_empty(r)
+    }
+
+    pub(super) fn read(&self, r: &mut Request<'_>, scratch: &mut Scratch) -> Outcome {
+        let a: ReadIn = r.arg()?;
+        let open = self.files.get(a.fh)?;
+        let buf = scratch.slice(a.size.min(MAX_WRITE) as usize);
+        let len = file::pread(open.fd.as_fd(), buf, a.offset)?;
+        self.device.reply(r.header.unique, &buf[..len], &[]);
+        Ok(())
+    }
+
+    pub(super) fn write(&self, r: &mut Request<'_>) -> Outcome {
+        let a: WriteIn = r.arg()?;
+        let data = r.bytes(a.size as usize)?;
+        let open = self.files.get(a.fh)?;
+        let ticket = self.admit()?;
+        let _ns = self.tree.ns_shared();
+        let _stripe = self.tree.stripe(open.id);
+        let len = file::pwrite(open.fd.as_fd(), data, a.offset)?;
+        let stat = self.stat_after(&open);
+        let kill = a.write_flags & abi::WRITE_KILL_SUIDGID != 0;
+        let clear = if kill { self.kill_privileges(open.fd.as_fd(), &stat) } else { None };
+        let op = FsOp::Write { id: open.id, offset: a.offset, mtime: stat.mtime, clear };
+        let body = WriteOut { size: len as u32, padding: 0 };
+        let reply = self.pending(r, &body);
+        let bulk = &data[..len];
+        // RWF_DSYNC and RWF_SYNC arrive here as the open flags do.
+        if a.flags & libc::O_DSYNC as u32 != 0 {
+            let all = a.flags & libc::O_SYNC as u32 == libc::O_SYNC as u32;
+            let local = Self::sync_later(Arc::clone(&open), !all);
+            self.replicator.submit_sync(ticket, self.tree.volume, &op, bulk, local, reply);
+        } else {
+            self.replicator.submit(ticket, self.tree.volume, &op, bulk, reply);
+        }
+        Ok(())
+    }
+
+    /// The attributes after a successful change of data.
+    fn stat_after(&self, open: &OpenFile) -> Stat {
+        file::stat(open.fd.as_fd()).unwrap_or_else(|errno| {
+            tracing::error!(errno = errno.0, id = open.id.0, "stat after a write failed");
+            Stat::default()
+        })
+    }
+
+    pub(super) fn sync_later(open: Arc<OpenFile>, data_only: bool) -> LocalSync {
+        Box::new(
+            move || {
+                if data_only { file::data_sync(open.fd.as_fd()) } else { file::sync(open.fd.as_fd()) }
+            },
+        )
+    }
+
+    pub(super) fn fallocate(&self, r: &mut Request<'_>) -> Outcome {
+        let a: abi::FallocateIn = r.arg()?;
+        let open = self.files.get(a.fh)?;
+        let ticket = self.admit()?;
+        let _ns = self.tree.ns_shared();
+        let _stripe = self.tree.stripe(open.id);
+        let size_before = file::stat(open.fd.as_fd())?.size;
+        if let Err(errno) = file::fallocate(open.fd.as_fd(), a.mode, a.offset, a.length) {
+            // Out of space half-way, some file systems leave the file longer: the standby's must be too.
+            let stat = self.stat_after(&open);
+            if stat.size == size_before {
+                return Err(errno.into());
+            }
+            let (size, mtime) = (Some(stat.size), stat.mtime);
+            let op =
+                FsOp::SetAttr { id: open.id, mode: None, uid: None, gid: None, size, atime: None, mtime };
+            let reply = self.pending_failure(r, errno);
+            self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
+            return Ok(());
+        }
+        let op = FsOp::Fallocate {
+            id: open.id,
+            mode: a.mode,
+            offset: a.offset,
+            length: a.length,
+            mtime: mtime_after(open.fd.as_fd()),
+        };
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
+        Ok(())
+    }
+
+    pub(super) fn lseek(&self, r: &mut Request<'_>) -> Outcome {
+        let a: abi::LseekIn = r.arg()?;
+        let open = self.files.get(a.fh)?;
+        let offset = match a.whence as i32 {
+            libc::SEEK_DATA => file::seek_data(open.fd.as_fd(), a.offset)?,
+            libc::SEEK_HOLE => file::seek_hole(open.fd.as_fd(), a.offset)?,
+            _ => return Err(errno(libc::EINVAL)),
+        };
+        self.reply(r, &LseekOut { offset })
+    }
+
+    /// Copies at most one piece: the caller continues after a short copy, as copy_file_range(2) says.
+    /// The standby gets the bytes that stand in the destination now, so it needs no equal source.
+    pub(super) fn copy_file_range(&self, r: &mut Request<'_>) -> Outcome {
+        let a: abi::CopyFileRangeIn = r.arg()?;
+        let from = self.files.get(a.fh_in)?;
+        let to = self.files.get(a.fh_out)?;
+        if a.flags != 0 {
+            return Err(errno(libc::EINVAL));
+        }
+        let ticket = self.admit()?;
+        let _ns = self.tree.ns_shared();
+        let _stripe = self.tree.stripe(to.id);
+        let len = a.len.min(u64::from(MAX_WRITE)) as usize;
+        let copied = file::copy_range(from.fd.as_fd(), a.off_in, to.fd.as_fd(), a.off_out, len)?;
+        let body = WriteOut { size: copied as u32, padding: 0 };
+        if copied == 0 {
+            return self.reply(r, &body);
+        }
+        let mut bulk = vec![0; copied];
+        let (reply, len) = match read_exactly(&to, &mut bulk, a.off_out) {
+            Ok(()) => (self.pending(r, &body), copied),
+            // Nothing to send the standby: a sick disk. The caller gets the error.
+            Err(errno) => return Err(errno.into()),
+        };
+        let stat = self.stat_after(&to);
+        let op = FsOp::Write { id: to.id, offset: a.off_out, mtime: stat.mtime, clear: None };
+        self.replicator.submit(ticket, self.tree.volume, &op, &bulk[..len], reply);
+        Ok(())
+    }
+}
+
+fn read_exactly(file: &OpenFile, mut buf: &mut [u8], mut offset: u64) -> Result<(), Errno> {
+    while !buf.is_empty() {
+        let len = file::pread(file.fd.as_fd(), buf, offset)?;
+        if len == 0 {
+            return Err(Errno(libc::EIO));
+        }
+        buf = &mut buf[len..];
+        offset += len as u64;
+    }
+    Ok(())
+}

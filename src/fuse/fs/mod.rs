@@ -1,0 +1,248 @@
+//! The mirror file system: what each FUSE request does to the backing tree.
+//!
+//! Owner: whichever thread read the request (or runs a parked one). Every mutation follows one
+//! pattern: admission -> locks of `tree` in their order -> local operation -> submit -> unlock. A local
+//! error is answered at once; nothing changed, so nothing is replicated. What was changed is always
+//! submitted, even where a later step of the same request failed.
+//! Deliberately absent: locks and flock (kernel-local), ioctl, poll, bmap, writeback cache.
+
+mod attr;
+mod create;
+mod data;
+mod dirs;
+mod handles;
+mod lookup;
+mod names;
+mod request;
+mod sync;
+mod xattr;
+
+use super::abi::{self, op};
+use super::device::Device;
+use super::init::InitValues;
+use crate::ports::{Admission, Errno, Gate, PendingReply, Replicator, ReplySink, Ticket};
+use crate::proto::FileId;
+use crate::proto::fsop::Time;
+use crate::sys::file;
+use crate::tree::Tree;
+use handles::{Handles, OpenDir, OpenFile};
+use request::Request;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use zerocopy::{Immutable, IntoBytes};
+
+/// How long the kernel may keep names and attributes on the writable node. We are the only writer and
+/// take everything back at a change of role, so the value only bounds the damage of a defect.
+const TTL: Duration = Duration::from_secs(3600);
+
+/// Why a request was not answered by its handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Answer this.
+    Errno(Errno),
+    /// Frozen: put it aside and run it again from the start.
+    Park,
+}
+
+impl From<Errno> for Stop {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+const fn errno(code: i32) -> Stop {
+    Stop::Errno(Errno(code))
+}
+
+/// `Ok`: the request was answered or handed over.
+type Outcome = Result<(), Stop>;
+
+/// One mounted tree.
+pub struct MirrorFs {
+    tree: Arc<Tree>,
+    replicator: Arc<dyn Replicator>,
+    device: Arc<Device>,
+    /// The same device, as the replicator sees it.
+    sink: Arc<dyn ReplySink>,
+    init: InitValues,
+    files: Handles<OpenFile>,
+    dirs: Handles<OpenDir>,
+}
+
+/// Reply buffer of one thread; grows to the longest read.
+#[derive(Default)]
+pub struct Scratch(Vec<u8>);
+
+impl Scratch {
+    fn slice(&mut self, len: usize) -> &mut [u8] {
+        if self.0.len() < len {
+            self.0.resize(len, 0);
+        }
+        &mut self.0[..len]
+    }
+}
+
+impl MirrorFs {
+    /// The file system of `tree` behind `device`.
+    pub fn new(
+        tree: Arc<Tree>,
+        replicator: Arc<dyn Replicator>,
+        device: Arc<Device>,
+        init: InitValues,
+    ) -> Self {
+        let sink: Arc<dyn ReplySink> = Arc::clone(&device) as _;
+        Self { tree, replicator, device, sink, init, files: Handles::default(), dirs: Handles::default() }
+    }
+
+    /// Serves the request in `buf`.
+    pub fn dispatch(self: &Arc<Self>, buf: &[u8], scratch: &mut Scratch) {
+        let Some(mut request) = Request::parse(buf) else {
+            tracing::error!(len = buf.len(), "the kernel sent a request that is too short");
+            return;
+        };
+        let unique = request.header.unique;
+        match self.run(&mut request, scratch) {
+            Ok(()) => {}
+            Err(Stop::Errno(errno)) => self.device.error(unique, errno),
+            Err(Stop::Park) => {
+                let fs = Arc::clone(self);
+                let owned = buf.to_vec();
+                self.replicator.park(Box::new(move || fs.dispatch(&owned, &mut Scratch::default())));
+            }
+        }
+    }
+
+    fn run(&self, r: &mut Request<'_>, scratch: &mut Scratch) -> Outcome {
+        match r.header.opcode {
+            op::WRITE => self.write(r),
+            op::READ => self.read(r, scratch),
+            op::GETATTR => self.getattr(r),
+            op::STATX => self.statx(r),
+            op::LOOKUP => self.lookup(r),
+            op::OPEN => self.open(r),
+            op::RELEASE => self.release(r),
+            op::FORGET => self.forget(r),
+            op::BATCH_FORGET => self.batch_forget(r),
+            op::SETATTR => self.setattr(r),
+            op::READLINK => self.readlink(r),
+            op::CREATE => self.create(r),
+            op::TMPFILE => self.tmpfile(r),
+            op::MKNOD => self.mknod(r),
+            op::MKDIR => self.mkdir(r),
+            op::SYMLINK => self.symlink(r),
+            op::LINK => self.link(r),
+            op::UNLINK => self.unlink(r),
+            op::RMDIR => self.rmdir(r),
+            op::RENAME => self.rename(r, false),
+            op::RENAME2 => self.rename(r, true),
+            op::OPENDIR => self.opendir(r),
+            op::READDIR => self.readdir(r, scratch, dirs::Style::Plain),
+            op::READDIRPLUS => self.readdir(r, scratch, dirs::Style::Plus),
+            op::RELEASEDIR => self.releasedir(r),
+            op::FSYNC | op::FSYNCDIR => self.fsync(r),
+            op::FALLOCATE => self.fallocate(r),
+            op::LSEEK => self.lseek(r),
+            op::COPY_FILE_RANGE => self.copy_file_range(r),
+            op::SETXATTR => self.setxattr(r),
+            op::GETXATTR => self.getxattr(r),
+            op::LISTXATTR => self.listxattr(r),
+            op::REMOVEXATTR => self.removexattr(r),
+            op::STATFS => self.statfs(r),
+            // The kernel waits for no answer.
+            op::DESTROY | op::NOTIFY_REPLY => Ok(()),
+            // FLUSH: nothing is buffered here, and the kernel stops asking after one ENOSYS.
+            // INTERRUPT: likewise; whoever is interrupted waits for the reply that comes anyway.
+            // Everything else is not implemented, which has the same answer.
+            _ => Err(errno(libc::ENOSYS)),
+        }
+    }
+
+    /// May a mutation run now?
+    fn admit(&self) -> Result<Ticket<'_>, Stop> {
+        match self.replicator.admit() {
+            Admission::Go(ticket) => Ok(ticket),
+            Admission::Park => Err(Stop::Park),
+            Admission::Refuse(errno) => Err(Stop::Errno(errno)),
+        }
+    }
+
+    /// The gate if this node may write, to decide what the kernel may cache.
+    fn writable(&self) -> Option<(Gate, Ticket<'_>)> {
+        match self.replicator.admit() {
+            Admission::Go(ticket) => Some((*ticket.guard, ticket)),
+            Admission::Park | Admission::Refuse(_) => None,
+        }
+    }
+
+    /// Notes the gate before something is read from the tree.
+    fn gate_before(&self) -> Option<Gate> {
+        self.writable().map(|(gate, _)| gate)
+    }
+
+    /// Runs `answer` with the time the kernel may keep what was read since `before`: the usual one if
+    /// this node was writable then and is now, in the same epoch, else none. The gate cannot change
+    /// while `answer` runs, so an invalidation after a change comes after this reply.
+    fn with_ttl<T>(&self, before: Option<Gate>, answer: impl FnOnce(Duration) -> T) -> T {
+        match (before, self.writable()) {
+            (Some(before), Some((now, _ticket))) if before == now => answer(TTL),
+            _ => answer(Duration::ZERO),
+        }
+    }
+
+    fn reply<T: IntoBytes + Immutable>(&self, r: &Request<'_>, body: &T) -> Outcome {
+        self.device.reply(r.header.unique, body.as_bytes(), &[]);
+        Ok(())
+    }
+
+    fn reply_empty(&self, r: &Request<'_>) -> Outcome {
+        self.device.reply(r.header.unique, &[], &[]);
+        Ok(())
+    }
+
+    fn pending<T: IntoBytes + Immutable>(&self, r: &Request<'_>, body: &T) -> PendingReply {
+        PendingReply::new(Arc::clone(&self.sink), r.header.unique, body.as_bytes())
+    }
+
+    fn pending_empty(&self, r: &Request<'_>) -> PendingReply {
+        PendingReply::new(Arc::clone(&self.sink), r.header.unique, &[])
+    }
+
+    /// A reply for a request that changed something and failed all the same: the change is replicated,
+    /// and once it is, the caller is told `errno`.
+    fn pending_failure(&self, r: &Request<'_>, errno: Errno) -> PendingReply {
+        let sink = Arc::new(FailAnyway { sink: Arc::clone(&self.sink), errno });
+        PendingReply::new(sink, r.header.unique, &[])
+    }
+}
+
+struct FailAnyway {
+    sink: Arc<dyn ReplySink>,
+    errno: Errno,
+}
+
+impl ReplySink for FailAnyway {
+    fn send(&self, unique: u64, error: i32, _body: &[u8]) {
+        self.sink.send(unique, if error == 0 { self.errno.0 } else { error }, &[]);
+    }
+}
+
+/// mtime of an object that was just changed successfully. Failing here means a sick file system: the
+/// change still has to be replicated, with a time that stands out.
+fn mtime_after(fd: BorrowedFd<'_>) -> Time {
+    match file::stat(fd) {
+        Ok(stat) => stat.mtime,
+        Err(errno) => {
+            tracing::error!(errno = errno.0, "stat after a change failed, its mtime is replicated as 0");
+            (0, 0)
+        }
+    }
+}
+
+/// The id behind a node number of the kernel.
+const fn id(nodeid: u64) -> FileId {
+    FileId(nodeid)
+}
+
+/// The root's number is fixed by the kernel and by `proto` alike.
+const _: () = assert!(abi::ROOT_ID == FileId::ROOT.0);
