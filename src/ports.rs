@@ -3,8 +3,12 @@
 //! `fuse` asks a [`Replicator`] before it touches the tree and hands it what it did; `replica`
 //! implements it. Decisions (who may write) arrive as [`Gate`] settings from the failover driver.
 
-use crate::base::{Epoch, Volume};
+use crate::base::{ClusterId, Epoch, Volume};
 use crate::proto::{FileId, FsOp};
+use crate::spec::types::Service;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 
 /// An error number as the kernel knows it (positive: `ENOSPC` = 28).
@@ -129,4 +133,80 @@ pub trait Replicator: Send + Sync {
 
     /// The kernel forgot these ids.
     fn forget(&self, volume: Volume, ids: &[FileId]);
+}
+
+/// A refusal or failure behind a port, ready for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PortError {
+    /// Page of `skc explain`.
+    pub code: &'static str,
+    /// What happened.
+    pub message: String,
+}
+
+/// An answer that takes a while. Dropping it does not undo what was asked.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, PortError>> + Send + 'a>>;
+
+/// How far a service is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServicePhase {
+    /// Nothing of it runs.
+    Stopped,
+    /// On its way up.
+    Starting,
+    /// Up.
+    Running,
+    /// On its way down.
+    Stopping,
+    /// Down, not by our wish; the reason.
+    Failed(String),
+}
+
+/// One service as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceSeen {
+    /// Its name within the cluster.
+    pub name: String,
+    /// How far it is.
+    pub phase: ServicePhase,
+    /// It was started from this very definition.
+    pub current: bool,
+}
+
+/// Runs services. Every call ends within the service's own timeouts plus a few seconds, and is idempotent.
+pub trait ServiceManager: Send + Sync + 'static {
+    /// Every service of `cluster` that it knows, also those not in `wanted`; `current` compares with `wanted`.
+    fn list<'a>(&'a self, cluster: &'a ClusterId, wanted: &'a [Service]) -> Answer<'a, Vec<ServiceSeen>>;
+    /// Brings it up; done when it runs.
+    fn start<'a>(&'a self, cluster: &'a ClusterId, service: &'a Service) -> Answer<'a, ()>;
+    /// Brings it down; done when nothing of it is left.
+    fn stop<'a>(&'a self, cluster: &'a ClusterId, name: &'a str) -> Answer<'a, ()>;
+}
+
+/// How a directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountPhase {
+    /// Nothing of ours is on it.
+    Unmounted,
+    /// Our live mount is on it.
+    Mounted,
+    /// A mount of ours whose server is gone: every access fails.
+    Dead,
+    /// Somebody else mounted something over it after us, or a live mount of another agent is there.
+    Foreign,
+}
+
+/// Mounts the mirror over directories. Calls are bounded and idempotent and never touch a mount by path.
+pub trait MountControl: Send + Sync + 'static {
+    /// Every directory of `cluster` that is or was mounted, and those in `wanted`.
+    fn list<'a>(
+        &'a self,
+        cluster: &'a ClusterId,
+        wanted: &'a [PathBuf],
+    ) -> Answer<'a, Vec<(PathBuf, MountPhase)>>;
+    /// Mounts over `path`.
+    fn mount<'a>(&'a self, cluster: &'a ClusterId, volume: Volume, path: &'a Path) -> Answer<'a, ()>;
+    /// Takes our mount, live or dead, away from `path`.
+    fn unmount<'a>(&'a self, cluster: &'a ClusterId, path: &'a Path) -> Answer<'a, ()>;
 }

@@ -29,6 +29,7 @@ pub use keeper::{DecisionToken, Observer, VipEvent, VipHandle, VipKeeper};
 pub use probe::{Presence, ProbeResult, Witness, probe_round};
 pub use vip::{Lease, Vip};
 
+use crate::base::codes;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -111,15 +112,15 @@ impl Error {
     /// The page of `skc explain`.
     pub const fn code(&self) -> &'static str {
         match self {
-            Self::Netlink { .. } => "SKC-E5001",
-            Self::Deadline { .. } => "SKC-E5002",
-            Self::NoInterface { .. } => "SKC-E5003",
-            Self::NoSuchInterface { .. } => "SKC-E5004",
-            Self::InterfaceDown { .. } => "SKC-E5005",
-            Self::Conflict { .. } => "SKC-E5006",
-            Self::Socket { .. } => "SKC-E5007",
-            Self::Syntax { .. } => "SKC-E5008",
-            Self::Permanent { .. } => "SKC-E5009",
+            Self::Netlink { .. } => codes::NET_NETLINK.id,
+            Self::Deadline { .. } => codes::NET_DEADLINE.id,
+            Self::NoInterface { .. } => codes::NET_NO_INTERFACE.id,
+            Self::NoSuchInterface { .. } => codes::NET_NO_SUCH_INTERFACE.id,
+            Self::InterfaceDown { .. } => codes::NET_INTERFACE_DOWN.id,
+            Self::Conflict { .. } => codes::NET_VIP_TAKEN.id,
+            Self::Socket { .. } => codes::NET_SOCKET.id,
+            Self::Syntax { .. } => codes::NET_SYNTAX.id,
+            Self::Permanent { .. } => codes::NET_PERMANENT.id,
         }
     }
 
