@@ -120,9 +120,14 @@ async fn begin(inner: &Inner, new: Established, session: u64) -> Option<Active> 
         path: new.path,
         version: new.version,
     };
-    // The session is announced before anyone can use it: Data and Message come after Up.
+    // Usable when Up arrives, but nothing of it is delivered before Up.
+    inner.session.send_replace(Some(Session { status, outbox, announced: false }));
     inner.emit(up).await;
-    inner.session.send_replace(Some(Session { status, outbox }));
+    inner.session.send_modify(|session| {
+        if let Some(session) = session {
+            session.announced = true;
+        }
+    });
     Some(Active { connection, session, path: new.path, since: heartbeat::now(), _gone: new.gone })
 }
 

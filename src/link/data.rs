@@ -130,7 +130,8 @@ async fn session_of(inner: &Inner, hello: &DataHello, limit: Duration) -> Result
     let mut sessions = inner.session.subscribe();
     let matching = sessions.wait_for(|session| {
         session.as_ref().is_some_and(|session| {
-            session.status.peer_incarnation == hello.incarnation
+            session.announced
+                && session.status.peer_incarnation == hello.incarnation
                 && session.status.path == usize::from(hello.path)
         })
     });

@@ -52,6 +52,8 @@ impl Timers {
 pub(super) struct Session {
     pub(super) status: SessionStatus,
     pub(super) outbox: Outbox,
+    /// `Up` was delivered: events of this session may follow.
+    pub(super) announced: bool,
 }
 
 /// What all tasks of a link share.
