@@ -252,3 +252,23 @@ fn a_node_has_its_own_address_and_the_host_sees_none_of_it() {
     drop(arena);
     assert!(!dir.exists(), "nothing is left");
 }
+
+#[test]
+fn a_volume_outlives_a_power_cut_and_may_be_missing() {
+    let Some(arena) = arena("wire-volume") else { return };
+    arena.kill(Node::NodeB, Kill::Power).expect("off");
+    arena.create_volume(Node::NodeB, "/srv/data", 4).expect("a volume");
+    arena.boot(Node::NodeB).expect("on");
+    let run = |argv: &[&str]| arena.exec(Node::NodeB, argv, STEP).expect("it runs").status.success();
+    assert!(run(&["dd", "if=/dev/zero", "of=/srv/data/file", "bs=1M", "count=2"]));
+    assert!(!run(&["dd", "if=/dev/zero", "of=/srv/data/more", "bs=1M", "count=4"]), "it is small");
+    assert!(arena.backing(Node::NodeB, "/srv/data/file").exists(), "the host sees it, too");
+    arena.kill(Node::NodeB, Kill::Power).expect("off");
+    arena.detach_volume(Node::NodeB, "/srv/data").expect("detach");
+    arena.boot(Node::NodeB).expect("on");
+    assert!(!run(&["test", "-e", "/srv/data/file"]), "the directory below is empty");
+    arena.kill(Node::NodeB, Kill::Power).expect("off");
+    arena.attach_volume(Node::NodeB, "/srv/data").expect("attach");
+    arena.boot(Node::NodeB).expect("on");
+    assert!(run(&["test", "-e", "/srv/data/file"]), "its content is there again");
+}
