@@ -125,7 +125,11 @@ impl Fence {
 impl Guard {
     /// The worker is gone (or is being killed): begin to undo.
     pub(super) fn begin_fence(&mut self, now: Mono, cause: &str) {
-        error!(cause, "the worker is gone: fencing");
+        if self.worker.as_ref().is_some_and(|worker| worker.leaving) {
+            info!(cause, "the worker left: making sure that nothing is left of it");
+        } else {
+            error!(cause, "the worker is gone: fencing");
+        }
         // A quarter of the budget, so that everything is down before anybody waits for it.
         let grace = (self.freeze / 4).min(GRACE_MAX);
         let old = self.fence.take();

@@ -25,7 +25,7 @@ impl Guard {
         let mut buffer = vec![0; fdpass::MAX_PACKET];
         let limit = if drain { ROUND * 16 } else { ROUND };
         for _ in 0..limit {
-            let Some(socket) = self.worker.as_ref().and_then(|w| w.socket()) else { return };
+            let Some(socket) = self.worker.as_ref().and_then(super::worker::Worker::socket) else { return };
             match fdpass::recv(socket, &mut buffer) {
                 Ok((0, _)) => {
                     if let Some(worker) = self.worker.as_mut().filter(|w| w.leaving) {

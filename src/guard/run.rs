@@ -158,6 +158,7 @@ impl Guard {
                 );
                 if let Some(worker) = &mut self.worker {
                     worker.last_ping = now;
+                    worker.started = worker.started + (now - planned);
                 }
             }
             self.tick(now);
@@ -241,6 +242,10 @@ impl Guard {
         {
             self.notify_at = now + every;
             self.notify.send("WATCHDOG=1");
+        }
+        if self.worker.as_ref().is_some_and(|w| !w.lost && now >= self.silence_deadline(w)) {
+            // Our own delay since the last look at the socket is not the worker's silence.
+            self.read_worker(now, false);
         }
         if let Some(worker) = self.worker.as_ref().filter(|w| !w.lost) {
             if self.shutdown.is_none() && now >= self.silence_deadline(worker) {

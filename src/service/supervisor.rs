@@ -259,8 +259,8 @@ impl Supervisor {
             let Some(unit) = self.units.get_mut(id) else { return };
             let mark = self.marks.value(&Unit::owner(id));
             let outcome = unit.step(now, input, &Surroundings { env: &self.env, logs: &self.logs, mark });
+            self.dirty |= outcome.record;
             if outcome.spawned {
-                self.dirty = true;
                 self.looked = None;
             }
             if outcome.failed {

@@ -47,8 +47,10 @@ pub(crate) struct Outcome {
     pub(crate) scan: bool,
     /// The service went down by itself.
     pub(crate) failed: bool,
-    /// Processes were started: the record on disk is out of date.
+    /// Processes were started: the last look at the table is out of date.
     pub(crate) spawned: bool,
+    /// Among them some that may stay: the record on disk is out of date.
+    pub(crate) record: bool,
 }
 
 impl Unit {
@@ -143,7 +145,7 @@ impl Unit {
                 let Program::Run { argv } = &self.plan.program else { return Ok(()) };
                 let child = self.spawn(&argv.clone(), around)?;
                 self.program = Some(child);
-                outcome.spawned = true;
+                (outcome.spawned, outcome.record) = (true, true);
             }
             Action::SpawnScript(script) => {
                 let Program::Commands { start, stop, status } = &self.plan.program else { return Ok(()) };
@@ -155,6 +157,7 @@ impl Unit {
                 let child = self.spawn(&argv.clone(), around)?;
                 self.scripts.push((script, child));
                 outcome.spawned = true;
+                outcome.record |= script != Script::Status;
             }
             Action::Terminate => {
                 self.signal_children(libc::SIGTERM);

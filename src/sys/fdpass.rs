@@ -118,9 +118,11 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io:
             (*first).cmsg_len = libc::CMSG_LEN(payload) as usize;
         }
         for (index, fd) in fds.iter().enumerate() {
-            // SAFETY: index < MAX_FDS, so the write stays inside `control`; unaligned is allowed.
+            let number = fd.as_raw_fd().to_ne_bytes();
+            // SAFETY: index < MAX_FDS, so the bytes written lie inside `control`; the source is a local array.
             unsafe {
-                libc::CMSG_DATA(first).cast::<RawFd>().add(index).write_unaligned(fd.as_raw_fd());
+                let slot = libc::CMSG_DATA(first).add(index * number.len());
+                std::ptr::copy_nonoverlapping(number.as_ptr(), slot, number.len());
             }
         }
     }
@@ -171,8 +173,13 @@ pub fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec
             // SAFETY: CMSG_LEN is arithmetic only.
             let overhead = unsafe { libc::CMSG_LEN(0) } as usize;
             for index in 0..len.saturating_sub(overhead) / size_of::<RawFd>() {
-                // SAFETY: index is inside the message's payload, as its length says.
-                let fd = unsafe { libc::CMSG_DATA(cursor).cast::<RawFd>().add(index).read_unaligned() };
+                let mut number = [0; size_of::<RawFd>()];
+                // SAFETY: index is inside the message's payload, as its length says; the target is a local array.
+                unsafe {
+                    let slot = libc::CMSG_DATA(cursor).add(index * number.len());
+                    std::ptr::copy_nonoverlapping(slot.cast_const(), number.as_mut_ptr(), number.len());
+                }
+                let fd = RawFd::from_ne_bytes(number);
                 // SAFETY: the kernel just installed this descriptor for us; nobody else owns it.
                 fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
             }
