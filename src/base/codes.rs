@@ -3,7 +3,7 @@
 //! Invariants: a code never changes its meaning and is never reused; every page under
 //! `src/docs/explain` belongs to one entry and the compiler refuses an entry without a page (the tidy test
 //! holds the other direction). To add one: write `src/docs/explain/SKC-E####.md`, add a line here.
-//! Ranges: E1 specs, E20 link and identity, E21 state, E3 file system, E4 replication, E50 network, E51 failover, E6 services, E7 command line.
+//! Ranges: E0 never assigned (examples), E1 specs, E20 link and identity, E21 state, E3 file system, E4 replication, E50 network, E51 failover, E6 services, E7 command line.
 
 use std::fmt;
 

@@ -1,0 +1,253 @@
+//! The rules of the repository, as a test: direction of imports, where `unsafe` and printing may stand,
+//! file length, sleeps, allows, error codes. Each rule reports every offender as `file:line`.
+//!
+//! The sources are read as text; `Source::code` is a file without comments and literals, so that a
+//! rule never trips over prose. What the rules mean is in the text of each failure.
+
+#[path = "tidy/source.rs"]
+mod source;
+
+use skc::base::codes;
+use source::{Source, read_all, root, sources};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+/// Longest source file. The aim is 400; above 700 nobody holds it in mind.
+const LINES_MAX: usize = 700;
+
+/// Modules that the order line of the plan does not name: beside which one they stand.
+const BESIDE: &[(&str, &str)] = &[("telemetry", "bus"), ("lib", "main")];
+
+/// Everything that may lie at the top, besides dot files and what building leaves.
+const TOP: &[&str] = &[
+    "Cargo.toml",
+    "Cargo.lock",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "README.md",
+    "SECURITY.md",
+    "deny.toml",
+    "examples",
+    "rustfmt.toml",
+    "schemas",
+    "specs",
+    "src",
+    "target",
+    "tests",
+];
+
+/// Functions that may sleep in tests: they ask again until a deadline, the sleep is only their pace.
+const POLLERS: &[&str] =
+    &["poll", "poll_until", "until", "eventually", "wait", "wait_for", "wait_until", "watch"];
+
+fn report(rule: &str, offenders: Vec<String>) {
+    assert!(offenders.is_empty(), "{rule}\n  {}", offenders.join("\n  "));
+}
+
+/// Every line of `text` that holds `needle` as a whole word.
+fn hits(source: &Source, text: &str, needle: &str) -> Vec<usize> {
+    let word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    text.match_indices(needle)
+        .filter(|(at, _)| !word(text[..*at].chars().next_back()) || !word(needle.chars().next()))
+        .filter(|(at, _)| {
+            !word(text[at + needle.len()..].chars().next()) || !word(needle.chars().next_back())
+        })
+        .map(|(at, _)| source.line_of(at))
+        .collect()
+}
+
+/// Rank of each module, read from the order line of the plan: a smaller rank is imported by a larger one.
+fn ranks() -> BTreeMap<String, usize> {
+    let plan = fs::read_to_string(root().join("src/docs/design/0001-first-mirror.md")).unwrap();
+    let line = plan.lines().find(|l| l.starts_with("Order of imports:")).expect("the plan has an order line");
+    let order = line.split('`').nth(1).expect("the order stands in backquotes");
+    let mut ranks = BTreeMap::new();
+    for (rank, group) in order.split("<-").enumerate() {
+        for name in group.trim().trim_matches(['{', '}']).split(',') {
+            ranks.insert(name.trim().to_owned(), rank);
+        }
+    }
+    for (module, beside) in BESIDE {
+        let rank = *ranks.get(*beside).unwrap_or_else(|| panic!("{beside} is not in the order line"));
+        ranks.insert((*module).to_owned(), rank);
+    }
+    ranks
+}
+
+#[test]
+fn imports_go_in_one_direction() {
+    let ranks = ranks();
+    let mut offenders = Vec::new();
+    for source in sources("src") {
+        let module = source.module();
+        let Some(own) = ranks.get(&module) else {
+            offenders.push(format!("{}:1: module {module} is not in the order line", source.name));
+            continue;
+        };
+        for (line, target) in source.imports() {
+            match ranks.get(&target) {
+                Some(rank) if rank > own => {
+                    offenders.push(format!("{}:{line}: {module} may not import {target}", source.name));
+                }
+                _ => {} // an unknown name is an item of the crate root; a missing module does not compile
+            }
+        }
+    }
+    report(
+        "imports against the order line of src/docs/design/0001-first-mirror.md (test modules are free):",
+        offenders,
+    );
+}
+
+#[test]
+fn unsafe_stands_only_in_sys() {
+    let mut offenders = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        if !source.name.starts_with("src/sys/") {
+            offenders.extend(source.all_hits("unsafe"));
+        }
+    }
+    report("`unsafe` outside src/sys (wrap the call there):", offenders);
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let long = |s: &Source| {
+        let lines = s.text.lines().count();
+        (lines > LINES_MAX).then(|| format!("{}:{lines}: {lines} lines", s.name))
+    };
+    let all = sources("src").into_iter().chain(sources("tests"));
+    report("files of more than 700 lines (split by phase):", all.filter_map(|s| long(&s)).collect());
+}
+
+#[test]
+fn nothing_is_left_half_done() {
+    let mut offenders = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        for name in ["todo!", "unimplemented!", "dbg!"] {
+            offenders.extend(source.all_hits(name));
+        }
+    }
+    report("todo!, unimplemented! or dbg! (say in the answer what is not done):", offenders);
+}
+
+#[test]
+fn tests_do_not_sleep() {
+    let mut offenders = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        let code = if source.name.starts_with("tests/") { &source.code } else { &source.test_code };
+        for needle in ["thread::sleep", "time::sleep"] {
+            for line in hits(&source, code, needle) {
+                let inside = source.function_at(line);
+                if !POLLERS.contains(&inside.as_str()) {
+                    offenders.push(format!("{}:{line}: {needle} in fn {inside}", source.name));
+                }
+            }
+        }
+    }
+    report(
+        "sleeps in tests (ask a predicate with a deadline; pollers are named wait_for, until, ...):",
+        offenders,
+    );
+}
+
+#[test]
+fn the_top_level_is_as_prescribed() {
+    let mut offenders = Vec::new();
+    for entry in fs::read_dir(root()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap_or_default();
+        if !name.starts_with('.') && !TOP.contains(&name.as_str()) {
+            offenders.push(format!("{name}:1: not prescribed"));
+        }
+    }
+    report("entries at the top of the repository:", offenders);
+}
+
+#[test]
+fn every_allow_says_why() {
+    let mut offenders = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        for needle in ["[allow(", "[expect("] {
+            for (at, _) in source.code.match_indices(needle) {
+                let line = source.line_of(at);
+                let text = source.text.lines().nth(line - 1).unwrap_or("");
+                // In an attribute over several lines the reason stands in one of them.
+                let rest: String = source.text.lines().skip(line - 1).take(6).collect();
+                let attribute = rest.split(")]").next().unwrap_or("");
+                if !text.contains("//") && !attribute.contains("reason =") {
+                    offenders.push(format!("{}:{line}: {}", source.name, text.trim()));
+                }
+            }
+        }
+    }
+    report("#[allow] without a reason (`reason = \"...\"` or a comment on the line):", offenders);
+}
+
+#[test]
+fn only_the_command_line_prints() {
+    let mut offenders = Vec::new();
+    for source in sources("src") {
+        if ["cli", "lab", "main"].contains(&source.module().as_str()) {
+            continue;
+        }
+        for needle in ["println!", "print!"] {
+            for line in hits(&source, &source.live_code, needle) {
+                offenders.push(format!("{}:{line}: {needle}", source.name));
+            }
+        }
+    }
+    report("println! outside cli, lab and main (use tracing, or return the text):", offenders);
+}
+
+#[test]
+fn every_ignored_test_says_why() {
+    let mut offenders = Vec::new();
+    for source in sources("src").into_iter().chain(sources("tests")) {
+        for (at, _) in source.code.match_indices("#[ignore]") {
+            offenders.push(format!("{}:{}: #[ignore]", source.name, source.line_of(at)));
+        }
+    }
+    report("#[ignore] without a reason (`#[ignore = \"...\"]`):", offenders);
+}
+
+/// (file, line, code) of every "SKC-E####" in a text.
+fn codes_in(name: &str, text: &str) -> Vec<(String, usize, String)> {
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        for (at, _) in line.match_indices("SKC-E") {
+            let code: String = line[at..].chars().take(9).collect();
+            if code.len() == 9 && code[5..].bytes().all(|b| b.is_ascii_digit()) {
+                found.push((name.to_owned(), number + 1, code));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_code_in_use_is_registered() {
+    let mut offenders = Vec::new();
+    let texts = read_all("src", &["rs", "md"]).into_iter().chain(read_all("README.md", &["md"]));
+    for (name, text) in texts.filter(|(name, _)| name != "src/base/codes.rs") {
+        for (name, line, code) in codes_in(&name, &text) {
+            // The range E0 is never assigned and E9999 never exists: examples and tests use them.
+            let example = code.starts_with("SKC-E0") || code == "SKC-E9999";
+            if codes::code(&code).is_none() && !example {
+                offenders.push(format!("{name}:{line}: {code}"));
+            }
+        }
+    }
+    report("codes without an entry in src/base/codes.rs (and a page in src/docs/explain):", offenders);
+}
+
+#[test]
+fn every_page_belongs_to_a_code_or_condition() {
+    let known: BTreeSet<&str> =
+        codes::CODES.iter().map(|c| c.id).chain(codes::CONDITIONS.iter().map(|c| c.name)).collect();
+    let pages = read_all("src/docs/explain", &["md"]);
+    let stem = |name: &str| name.rsplit('/').next().unwrap_or("").trim_end_matches(".md").to_owned();
+    let orphans = pages.iter().filter(|(name, _)| !known.contains(stem(name).as_str()));
+    let orphans: Vec<String> = orphans.map(|(name, _)| format!("{name}:1")).collect();
+    assert_eq!(pages.len() - orphans.len(), known.len(), "every entry has its page");
+    report("pages without an entry in src/base/codes.rs:", orphans);
+}
