@@ -5,8 +5,8 @@
 //!   `step(now, Input::Tick)` no later than `next_deadline()`. Being late is noticed and voids
 //!   evidence instead of accusing the peer.
 //! - It executes the returned effects **in order, one at a time**, each complete before the next
-//!   begins, unless the effect's doc says "reports back". If `Persist` fails it drops the rest of the list
-//!   and sends [`Input::PersistFailed`].
+//!   begins, unless the effect's doc says "reports back", and before it feeds the next input. If `Persist`
+//!   fails it drops the rest of the list (refusing operators found in it) and feeds [`Input::PersistFailed`] next.
 //! - Inputs that belong to a stream or link carry its number; the core ignores those of old ones.
 //! - When several inputs are queued, heartbeats and peer messages come before `Tick`.
 
@@ -223,7 +223,12 @@ pub enum Input {
         why: StreamLoss,
     },
     /// `CloseStream` finished; facts for the next handshake.
-    StreamClosed(StreamFacts),
+    StreamClosed {
+        /// Which run.
+        token: Token,
+        /// What the replica layer knows.
+        facts: StreamFacts,
+    },
     /// Source: everything is equal but for live operations. The target has made its tree durable
     /// once before it said so (keeps the final sync short; not needed for safety).
     ResyncDone {
@@ -324,6 +329,9 @@ pub enum Plan {
     },
     /// The target holds nothing.
     SeedEmpty,
+    /// Hand-over after a drain: both trees are equal now, the new stream starts empty. The target
+    /// is an eligible standby all along.
+    Continue,
 }
 
 /// What the guard says for a dead worker, prepared by the worker while it lives.
@@ -358,8 +366,11 @@ pub enum Effect {
     },
     /// End the data stream: when this is done no frame of it will ever be applied or
     /// acknowledged (the apply queue is dropped, at most the running operation finishes). Idempotent.
-    /// Then reports back with `StreamClosed`.
-    CloseStream,
+    /// Then reports back with `StreamClosed`, always.
+    CloseStream {
+        /// Run.
+        token: Token,
+    },
     /// Source: put the UpToDate marker into the stream.
     MarkUpToDate {
         /// Session.
@@ -392,10 +403,13 @@ pub enum Effect {
     AddVips,
     /// Drop them now. Idempotent.
     DropVips,
-    /// Start the services; `Services` reports. Idempotent.
+    /// Start the services; `Services` reports. Idempotent. After a `StopServices` that still runs: when it is done.
     StartServices,
-    /// Stop the services, within their own deadlines, then kill; `Services` reports. Idempotent.
+    /// Stop the services, within their own deadlines, then kill. `Services(Stopped)` (or `Failed`)
+    /// is always reported, also when there are none. Idempotent.
     StopServices,
+    /// The operator accepts the directory as it is now: record its identity, then send `LocalTree`.
+    AcceptTree,
     /// Invalidate everything the kernel caches of the mount.
     InvalidateCaches,
     /// What the guard would say for us if we died now.

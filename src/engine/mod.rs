@@ -13,13 +13,21 @@
 //! `step(now, Input) -> Vec<Effect>`, `view(now) -> View`, `heartbeat(now) -> HeartbeatBody`,
 //! `next_deadline() -> Option<Mono>`.
 
+pub mod cluster;
 pub mod config;
 pub mod durable;
+mod failover;
 pub mod health;
 pub mod io;
+pub mod lineage;
 pub mod peer;
+pub mod restart;
+mod session;
+mod status;
+pub mod timers;
 pub mod view;
 
+pub use cluster::Cluster;
 pub use config::{BootPolicy, Config, Failback, Level, Mode, Rules};
 pub use durable::{Damage, Durable, Inconsistent};
 pub use io::{

@@ -38,9 +38,12 @@ pub struct HeartbeatBody {
     pub alone: bool,
     /// Services up and checkers content.
     pub ready: bool,
-    /// Milliseconds since the sender last heard this node; `None`: not since its start.
+    /// Milliseconds since any heartbeat of this node reached the sender; `None`: not since its start.
     /// More than half of the timeout = one-way loss, which counts as lost on both sides (hole 9).
     pub heard_ms: Option<u64>,
+    /// Age of the sender's evidence, the clock by which it will declare the loss of this node.
+    /// The standby's deadline to decide counts from a word with fresh evidence only.
+    pub sure_ms: Option<u64>,
     /// "I am the frozen writer of this epoch, we hear each other but have no session: please give up your claim."
     pub ask_yield: Option<Epoch>,
     /// "I durably gave up my claim to succeed you in this epoch" (I am Behind).
@@ -182,8 +185,6 @@ pub enum PeerMessage {
     Token {
         /// New session.
         epoch: Epoch,
-        /// The sender stops afterwards: go on alone, it is out of date.
-        leave: bool,
     },
     /// The token arrived and is durable.
     TokenTaken {
@@ -193,6 +194,11 @@ pub enum PeerMessage {
     /// The sender stops in an orderly way and has durably given up any claim in this epoch.
     Leaving {
         /// Session it leaves.
+        epoch: Epoch,
+    },
+    /// The receiver of `Leaving` has recorded that it goes on alone.
+    LeaveTaken {
+        /// Session that was left.
         epoch: Epoch,
     },
     /// The standby cannot apply any more and has recorded that it is Inconsistent.

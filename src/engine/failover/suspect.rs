@@ -1,0 +1,153 @@
+//! Undecided: the writer is `Frozen`, the standby is `Lost`, and each needs evidence to go on.
+//!
+//! See [`crate::engine::timers`] for the arithmetic that keeps the two apart at level L2.
+
+use crate::base::Mono;
+use crate::engine::cluster::{Cluster, Phase, Why};
+use crate::engine::config::Level;
+use crate::engine::failover::How;
+use crate::engine::io::{Effect, EventKind, Gate, ProbeResult, Token, WitnessState};
+
+impl Cluster {
+    pub(crate) fn start_probe(&mut self, now: Mono) {
+        let token = self.token();
+        // The driver reports at the end of the window; half of another is for its own scheduling.
+        let overdue = now + self.timers.window + self.timers.window / 2;
+        self.probing.run = Some((token, overdue));
+        self.probing.at = None;
+        self.emit(Effect::StartProbe { token, window: self.timers.window });
+    }
+
+    /// Begins a round that is due; a round without a report is no evidence and is repeated.
+    fn drive_probe(&mut self, now: Mono) {
+        let overdue = self.probing.run.is_some_and(|(_, at)| now >= at);
+        let due = self.probing.at.is_some_and(|at| now >= at);
+        if overdue || due {
+            self.start_probe(now);
+        }
+    }
+
+    // ---- the writer ----
+
+    pub(crate) fn settle_frozen(&mut self, now: Mono, since: Mono, lost: Option<Mono>) {
+        if now >= since + self.timers.freeze {
+            return self.demote(now, Why::Frozen);
+        }
+        if lost.is_none() && self.is_silent(now) && self.link.is_none() {
+            self.phase = Phase::Frozen { since, lost: Some(now) };
+            self.event(EventKind::SessionLost { silent_ms: self.silent(now) });
+            if self.may_go_alone() {
+                self.start_probe(now);
+            }
+        } else if lost.is_some() && self.may_go_alone() {
+            self.drive_probe(now);
+        }
+    }
+
+    fn may_go_alone(&self) -> bool {
+        self.config.level >= Level::L1 && !self.replaced && self.tree_ok() && self.d.inconsistent.is_none()
+    }
+
+    /// When a lone decision may be carried out.
+    fn lone_at(&self, lost: Mono) -> Mono {
+        let holds = self.config.level >= Level::L2 && self.config.rules.hold;
+        if holds { lost + self.timers.hold } else { lost }
+    }
+
+    fn frozen_probe(&mut self, now: Mono, lost: Mono, result: ProbeResult) {
+        let lone_at = self.lone_at(lost);
+        self.probing.no_witness = result.witness == WitnessState::Unreachable;
+        if self.probing.no_witness {
+            // Cut off from the world: whoever is not may take the address.
+            self.drop_vips();
+            self.probing.at = Some(now + self.timers.window);
+        } else if now >= lone_at && self.may_go_alone() {
+            self.go_alone(now, How::Rule);
+        } else {
+            // One more look, so that it ends when the hold does.
+            let last_look = Mono(lone_at.0.saturating_sub(self.timers.window));
+            self.probing.at = Some(if now < last_look { last_look } else { lone_at });
+        }
+    }
+
+    /// The write gate shuts for good in this epoch. `intact` stays: losing a decision does not
+    /// void the claim to hold everything acknowledged.
+    pub(crate) fn demote(&mut self, now: Mono, why: Why) {
+        self.set_tombstone(None);
+        self.release(Gate::Shut);
+        self.event(EventKind::Demoted);
+        self.wait(now, why);
+    }
+
+    // ---- the standby ----
+
+    /// Does this node decide by itself?
+    pub(crate) fn decides(&self) -> bool {
+        self.config.level >= Level::L1 && self.automatic()
+    }
+
+    /// Last moment at which a clean probe proves that the primary cannot have answered alone.
+    pub(crate) fn decide_by(&self) -> Option<Mono> {
+        self.word.map(|word| word + self.timers.decide)
+    }
+
+    fn too_late(&self, now: Mono) -> bool {
+        self.config.rules.behind && self.decide_by().is_none_or(|by| now > by)
+    }
+
+    pub(crate) fn settle_lost(&mut self, now: Mono, lost: Option<Mono>) {
+        let Phase::Lost { since, .. } = self.phase else { return };
+        if lost.is_none() {
+            if self.is_silent(now) && self.link.is_none() {
+                self.phase = Phase::Lost { since, lost: Some(now) };
+                self.event(EventKind::SessionLost { silent_ms: self.silent(now) });
+                if self.decides() {
+                    self.start_probe(now);
+                }
+            }
+        } else if self.decides() {
+            if self.too_late(now) || self.replaced {
+                self.become_behind(now);
+            } else {
+                self.drive_probe(now);
+            }
+        }
+    }
+
+    fn lost_probe(&mut self, now: Mono, result: ProbeResult) {
+        let answered = self.config.level >= Level::L2 && (result.vip_answered || result.peer_answered);
+        if self.too_late(now) || (answered && self.config.rules.behind) {
+            return self.become_behind(now);
+        }
+        if answered {
+            self.probing.at = Some(now + self.timers.window);
+        } else if result.witness == WitnessState::Unreachable {
+            self.probing.no_witness = true;
+            self.start_probe(now);
+        } else if self.intact() && !self.d.behind && self.tree_ok() {
+            self.go_alone(now, How::Rule);
+        } else {
+            self.become_behind(now);
+        }
+    }
+
+    /// The primary's kernel lives, or it may by now have answered alone: never promote without it.
+    pub(crate) fn become_behind(&mut self, now: Mono) {
+        self.persist_with(|d| d.behind = true);
+        self.event(EventKind::Behind);
+        self.wait(now, Why::Behind);
+    }
+
+    pub(crate) fn probe_in(&mut self, now: Mono, token: Token, result: ProbeResult) {
+        if self.probing.run.is_none_or(|(run, _)| run != token) {
+            return;
+        }
+        self.probing.run = None;
+        match self.phase {
+            Phase::Frozen { lost: Some(lost), .. } => self.frozen_probe(now, lost, result),
+            Phase::Lost { lost: Some(_), .. } => self.lost_probe(now, result),
+            Phase::Wait { .. } => self.cold_probe(now, result),
+            _ => {}
+        }
+    }
+}
