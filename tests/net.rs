@@ -7,9 +7,13 @@
 mod net_support;
 
 use net_support::{HERE, THERE, VIP, Wire, isolated};
-use skc::base::Epoch;
+use skc::base::{ClusterId, Epoch};
+use skc::bus::Bus;
+use skc::controller::Backoff;
 use skc::net::iface::Netlink;
 use skc::net::{DecisionToken, Lease, Mac, Observer, Presence, Vip, VipEvent, VipHandle, VipKeeper, Witness};
+use skc::reconcile;
+use skc::reconcile::vip::{Desired, VipReconciler};
 use skc::sys::clock::boottime;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -42,6 +46,14 @@ async fn hold(lease_ms: u64) -> (VipHandle, Seen) {
 async fn held_here(netlink: &Netlink, address: &str) -> bool {
     let address: IpAddr = address.parse().unwrap();
     netlink.interfaces().await.unwrap().holders(address).next().is_some()
+}
+
+/// Blocks the only thread.
+fn stall(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
 }
 
 /// Polls until `done` or panics at the deadline; returns the time it took.
@@ -100,10 +112,7 @@ fn a_keeper_that_wakes_late_gives_up_instead_of_adding_again() {
         let netlink = Netlink::open().unwrap();
         let (handle, seen) = hold(500).await;
         // The runtime has one thread: blocking it stops the keeper, as SIGSTOP would.
-        let stalled = Instant::now();
-        while stalled.elapsed() < Duration::from_millis(1700) {
-            std::thread::park_timeout(Duration::from_millis(100));
-        }
+        stall(Duration::from_millis(1700));
         eventually("lost", SECOND, async || handle.states()[0].lost.is_some()).await;
         let start = Instant::now();
         eventually("it stays away", 2 * SECOND, async || {
@@ -248,6 +257,53 @@ fn ping_measures_who_answers_and_gives_up_on_who_does_not() {
         for dead in ["10.77.0.77", "192.0.2.1", "fd99::1"] {
             assert_eq!(ping(dead).await, None, "{dead}");
         }
+    });
+}
+
+#[test]
+fn the_reconciler_holds_releases_and_obeys_the_late_loop_rule() {
+    isolated("the_reconciler_holds_releases_and_obeys_the_late_loop_rule", async |_wire: Wire| {
+        let shop = ClusterId("shop".into());
+        let bus = Bus::new("node-a");
+        let events = bus.clone();
+        let make = |wishes| VipReconciler::new(wishes, bus, Arc::new(|_, _| {}));
+        let plane = reconcile::start(Backoff::default(), make);
+        let netlink = Netlink::open().unwrap();
+        let hold = |serial| Desired::Held {
+            vips: vec![vip()],
+            lease: Lease::from_timeout(500),
+            token: DecisionToken { serial, ..token() },
+        };
+        let absent = Desired::Absent { vips: vec![vip()] };
+
+        plane.wishes.reach(&shop, hold(1)).await.unwrap();
+        assert!(held_here(&netlink, VIP).await);
+        assert_eq!(plane.reconciler.held(&shop).len(), 1);
+        plane.wishes.reach(&shop, absent.clone()).await.unwrap();
+        assert!(!held_here(&netlink, VIP).await);
+
+        plane.wishes.reach(&shop, hold(2)).await.unwrap();
+        stall(Duration::from_millis(1700));
+        eventually("lost", SECOND, async || plane.reconciler.held(&shop).is_empty()).await;
+        plane.wishes.reach(&shop, hold(2)).await.unwrap();
+        assert!(!held_here(&netlink, VIP).await, "came back without a new decision");
+        plane.wishes.reach(&shop, hold(3)).await.unwrap();
+        assert!(held_here(&netlink, VIP).await);
+        plane.wishes.reach(&shop, absent.clone()).await.unwrap();
+
+        // What a former life left is removed.
+        let index = netlink.interfaces().await.unwrap().on_link(THERE.parse().unwrap()).unwrap().index;
+        netlink.set_vip(&vip(), index, Lease::from_timeout(60_000)).await.unwrap();
+        plane.wishes.reach(&shop, absent).await.unwrap();
+        assert!(!held_here(&netlink, VIP).await);
+
+        let kinds: Vec<_> = events.history(100).iter().map(|e| e.text.clone()).collect();
+        let held = format!("virtual IP {VIP}/24 held on v0");
+        let released = format!("virtual IP {VIP}/24 released");
+        assert_eq!(kinds.len(), 6, "{kinds:?}");
+        assert_eq!((&kinds[0], &kinds[1], &kinds[2]), (&held, &released, &held));
+        assert!(kinds[3].contains("lost: renewed"), "{}", kinds[3]);
+        assert_eq!((&kinds[4], &kinds[5]), (&held, &released));
     });
 }
 

@@ -159,7 +159,7 @@ impl Bus {
         cluster: Option<&str>,
         object: &Object,
     ) -> Option<watch::Receiver<Option<Arc<Event>>>> {
-        slot(&mut self.lock(), (cluster.map(str::to_owned), object.clone())).map(|s| s.subscribe())
+        slot(&mut self.lock(), (cluster.map(str::to_owned), object.clone())).map(watch::Sender::subscribe)
     }
 
     /// Drops the latest values of a cluster that was deleted. Its history stays.

@@ -164,7 +164,10 @@ impl Backoff {
 
 /// The steps as `skc diff` prints them: one a line.
 pub fn render<S: Display>(steps: &[S]) -> String {
-    steps.iter().map(|s| format!("{s}\n")).collect()
+    let mut lines = Vec::new();
+    lines.extend(steps.iter().map(S::to_string));
+    lines.push(String::new());
+    lines.join("\n")
 }
 
 /// An error with its causes, on one line.

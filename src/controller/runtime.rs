@@ -72,11 +72,15 @@ pub async fn run<R: Reconciler>(
         };
         tokio::select! {
             biased; // what ended first, so that a slot is free; then news; time last
-            Some(ended) = runs.next() => finish(&mut slots, ended, backoff),
+            Some(ended) = runs.next() => finish(&mut slots, &ended, backoff),
             () = inbox.filled() => {
                 let (keys, waiters) = inbox.take();
-                keys.into_iter().for_each(|key| trigger(&mut slots, key));
-                waiters.into_iter().for_each(|waiter| wait(&mut slots, waiter));
+                for key in keys {
+                    trigger(&mut slots, key);
+                }
+                for waiter in waiters {
+                    wait(&mut slots, waiter);
+                }
             }
             Some(key) = triggers.next() => trigger(&mut slots, key),
             () = timer => {}
@@ -144,7 +148,7 @@ async fn one<R: Reconciler>(reconciler: Arc<R>, key: R::Key, changed: Arc<Notify
     Ended { key, next, verdict }
 }
 
-fn finish<K: Ord>(slots: &mut BTreeMap<K, Slot>, ended: Ended<K>, backoff: Backoff) {
+fn finish<K: Ord>(slots: &mut BTreeMap<K, Slot>, ended: &Ended<K>, backoff: Backoff) {
     let Some(slot) = slots.get_mut(&ended.key) else { return };
     slot.running = None;
     let now = Instant::now();

@@ -51,8 +51,8 @@ impl Presence {
         matches!(self, Self::Answered { .. })
     }
 
-    fn unknown(reason: impl ToString) -> Self {
-        Self::Unknown { reason: reason.to_string() }
+    fn unknown(reason: impl Into<String>) -> Self {
+        Self::Unknown { reason: reason.into() }
     }
 }
 
@@ -120,7 +120,9 @@ pub async fn probe_round(
     let kernels = async {
         let interfaces = match timeout_at(deadline, list()).await {
             Ok(Ok(interfaces)) => interfaces,
-            Ok(Err(error)) => return (Presence::unknown(&error), Presence::unknown(&error)),
+            Ok(Err(error)) => {
+                return (Presence::unknown(error.to_string()), Presence::unknown(error.to_string()));
+            }
             Err(_) => {
                 let late = Presence::unknown("listing interfaces took the whole window");
                 return (late.clone(), late);
@@ -130,7 +132,7 @@ pub async fn probe_round(
         let own = interfaces.macs();
         let vips = any(vips.iter().take(ADDRESSES_MAX).map(|vip| match interfaces.of_vip(vip) {
             Ok(interface) => ask(vip.address, interface, &own, PROBES, gap).boxed(),
-            Err(error) => futures::future::ready(Presence::unknown(error)).boxed(),
+            Err(error) => futures::future::ready(Presence::unknown(error.to_string())).boxed(),
         }));
         let peers = peer_addresses.iter().take(ADDRESSES_MAX);
         let peers = any(peers.map(|a| ask_host(*a, &interfaces, &own, gap).boxed()));
@@ -157,9 +159,9 @@ pub async fn probe_vip(vip: &Vip, n: u32, gap: Duration) -> Presence {
     match list().await {
         Ok(all) => match all.of_vip(vip) {
             Ok(interface) => ask(vip.address, interface, &all.macs(), n, gap).await,
-            Err(error) => Presence::unknown(error),
+            Err(error) => Presence::unknown(error.to_string()),
         },
-        Err(error) => Presence::unknown(error),
+        Err(error) => Presence::unknown(error.to_string()),
     }
 }
 
@@ -171,7 +173,7 @@ pub async fn probe_peer(addresses: &[IpAddr], window: Duration) -> Presence {
             let asked = addresses.iter().take(ADDRESSES_MAX);
             any(asked.map(|a| ask_host(*a, &all, &own, window / PROBES).boxed())).await
         }
-        Err(error) => Presence::unknown(error),
+        Err(error) => Presence::unknown(error.to_string()),
     }
 }
 
@@ -185,7 +187,7 @@ async fn ask_host(address: IpAddr, all: &Interfaces, own: &[Mac], gap: Duration)
         None => match ping(address, gap * PROBES).await {
             Ok(Some(_)) => Presence::Answered { mac: None },
             Ok(None) => Presence::Silent,
-            Err(error) => Presence::unknown(error),
+            Err(error) => Presence::unknown(error.to_string()),
         },
     }
 }
@@ -199,7 +201,7 @@ pub(super) async fn ask(
     gap: Duration,
 ) -> Presence {
     if !interface.running {
-        return Presence::unknown(Error::InterfaceDown { name: interface.name.clone() });
+        return Presence::unknown(Error::InterfaceDown { name: interface.name.clone() }.to_string());
     }
     let Some(mac) = interface.mac.filter(|_| interface.arp) else {
         return Presence::unknown(format!("interface {} does not speak ARP", interface.name));

@@ -89,7 +89,9 @@ impl CheckerReconciler {
     /// While `true`, looks do not count: the mount makes the application wait.
     pub fn freeze(&self, cluster: &ClusterId, frozen: bool) {
         if let Some(running) = self.running().get(cluster) {
-            running.iter().for_each(|r| r.checker.freeze(frozen));
+            for one in running {
+                one.checker.freeze(frozen);
+            }
         }
     }
 

@@ -8,13 +8,15 @@
 //! - restart a service that failed under the same decision ([`services`]): that is the core's choice.
 
 pub mod checkers;
+pub mod guarded;
 pub mod mounts;
 pub mod services;
 mod text;
 pub mod vip;
 
 use crate::base::ClusterId;
-use crate::controller::Handle;
+use crate::controller::{Backoff, Handle, Reconciler, handle, run};
+use futures::stream;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -74,5 +76,33 @@ impl<D: Clone + PartialEq> Wishes<D> {
         }
         wishes.insert(cluster.clone(), wish);
         true
+    }
+}
+
+/// A reconciler at work; dropping it ends its task.
+pub struct Running<R: Reconciler> {
+    /// Where its desired state is written.
+    pub wishes: Wishes<R::Desired>,
+    /// What it owns and knows.
+    pub reconciler: Arc<R>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// Starts a reconciler that has one object a cluster.
+pub fn start<R>(backoff: Backoff, make: impl FnOnce(Wishes<R::Desired>) -> R) -> Running<R>
+where
+    R: Reconciler<Key = ClusterId>,
+    R::Desired: Clone,
+{
+    let (handle, inbox) = handle();
+    let wishes = Wishes::new(handle);
+    let reconciler = Arc::new(make(wishes.clone()));
+    let task = tokio::spawn(run(reconciler.clone(), inbox, stream::pending(), backoff));
+    Running { wishes, reconciler, task }
+}
+
+impl<R: Reconciler> Drop for Running<R> {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }

@@ -1,8 +1,8 @@
 use super::*;
-use crate::controller::{Backoff, handle, render, run};
+use crate::controller::{Backoff, render};
 use crate::ports::Answer;
+use crate::reconcile::{Running, start};
 use crate::spec::service::Exec;
-use futures::stream;
 use std::time::Duration;
 
 fn service(name: &str, program: &str) -> Service {
@@ -134,6 +134,7 @@ impl ServiceManager for Fake {
 }
 
 struct Rig {
+    running: Running<Real>,
     wishes: Wishes<Desired>,
     fake: Fake,
     states: Arc<Mutex<Vec<ServiceState>>>,
@@ -142,14 +143,12 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let (handle, inbox) = handle();
-        let wishes = Wishes::new(handle);
         let (fake, states) = (Fake::default(), Arc::new(Mutex::new(Vec::new())));
-        let sink = states.clone();
+        let (manager, sink) = (fake.clone(), states.clone());
         let on_state: OnState = Arc::new(move |_, s| sink.lock().unwrap().push(s));
-        let real = ServiceReconciler::new(wishes.clone(), fake.clone(), Bus::new("node-a"), on_state);
-        tokio::spawn(run(Arc::new(real), inbox, stream::pending(), Backoff::default()));
-        Self { wishes, fake, states, shop: ClusterId("shop".into()) }
+        let make = |wishes| ServiceReconciler::new(wishes, manager, Bus::new("node-a"), on_state);
+        let running = start(Backoff::default(), make);
+        Self { wishes: running.wishes.clone(), running, fake, states, shop: ClusterId("shop".into()) }
     }
 
     fn calls(&self) -> String {
@@ -167,6 +166,7 @@ async fn services_go_up_and_down_through_the_manager_and_a_second_run_does_nothi
     assert_eq!(rig.calls(), "");
     rig.wishes.reach(&rig.shop, down()).await.unwrap();
     assert_eq!(rig.calls(), "-cron -web -db");
+    assert!(rig.running.reconciler.attempts().is_empty());
     assert_eq!(rig.states.lock().unwrap().last(), Some(&ServiceState::Stopped));
 }
 

@@ -67,7 +67,7 @@ impl Runner {
         let text = tail(&output);
         match status {
             Ok(status) if status.success() => Finding::good(text),
-            Ok(status) if text.is_empty() => Finding::bad(status),
+            Ok(status) if text.is_empty() => Finding::bad(status.to_string()),
             Ok(status) => Finding::bad(format!("{status}: {text}")),
             Err(error) => Finding::bad(format!("cannot be waited for: {error}")),
         }

@@ -58,11 +58,10 @@ async fn tcp(host: &str, port: u16) -> io::Result<()> {
 }
 
 async fn echo(host: &str, timeout: Duration) -> io::Result<Option<Duration>> {
-    for address in resolve(host, 0).await? {
-        // The first address that can be asked decides: asking all of them would divide the timeout.
-        return ping(address.ip(), timeout).await.map_err(io::Error::other);
-    }
-    Err(io::ErrorKind::AddrNotAvailable.into())
+    // The first address that can be asked decides: asking all of them would divide the timeout.
+    let all = resolve(host, 0).await?;
+    let address = all.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    ping(address.ip(), timeout).await.map_err(io::Error::other)
 }
 
 async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {

@@ -35,8 +35,8 @@ impl Finding {
         Self { look: Look::Good, output: output.into() }
     }
 
-    fn bad(output: impl ToString) -> Self {
-        Self { look: Look::Bad, output: output.to_string() }
+    fn bad(output: impl Into<String>) -> Self {
+        Self { look: Look::Bad, output: output.into() }
     }
 }
 
