@@ -1,5 +1,6 @@
 //! `skc lab`: the two-node lab, verb by verb.
 
+use crate::lab::bench;
 use crate::lab::node::{self, STATE_DIR};
 use crate::lab::wait::{Condition, Part};
 use crate::lab::{Kill, Lab, LabError, Link, Node, Result};
@@ -116,6 +117,21 @@ enum Verb {
         #[arg(default_value = "/srv")]
         path: String,
     },
+    /// Measure the bare directory, FUSE without a peer, and the mirror, alternating
+    Bench {
+        /// Rounds
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// Percent of the full number of operations
+        #[arg(long, default_value_t = 100)]
+        scale: usize,
+        /// On what
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = bench::Target::ALL)]
+        targets: Vec<bench::Target>,
+        /// `json` prints one object
+        #[arg(short, long)]
+        output: Option<String>,
+    },
     #[command(name = "__monitor", hide = true)]
     Monitor {
         node: Node,
@@ -212,6 +228,15 @@ fn verb(args: Args) -> Result<ExitCode> {
         Verb::Path { node, which, path } => {
             let found = if which == "mount" { lab.mounted(node, &path)? } else { lab.backing(node, &path) };
             println!("{}", found.display());
+        }
+        Verb::Bench { rounds, scale, targets, output } => {
+            let options = bench::Options { targets, rounds, scale };
+            let report = bench::run(&lab, &options, &mut |line| eprintln!("{line}"))?;
+            if output.as_deref() == Some("json") {
+                println!("{:#}", serde_json::json!(report));
+            } else {
+                print!("{}", bench::table(&report));
+            }
         }
         Verb::Monitor { node, boot_id } => node::monitor(&lab, node, &boot_id)?,
         Verb::Init { node, boot_id } => node::init(&lab, node, &boot_id)?,

@@ -24,6 +24,7 @@
 //! next `up` or `down` cleans up. Nothing outside the lab's directory and names is touched, except
 //! that the empty mount points `/var/lib/skc` and `/srv` are created where missing. No cgroups.
 
+pub mod bench;
 pub mod compare;
 pub mod cut;
 pub mod demo;
