@@ -3,7 +3,7 @@
 //! Strangers cost little: a bounded number of handshakes at a time, fewer for unknown addresses, and
 //! a deadline for each.
 
-use super::control::Established;
+use super::control::{Arrival, Established};
 use super::handle::{Inner, lock};
 use super::pki::{self, Identity, Node};
 use super::wire;
@@ -31,7 +31,7 @@ const FROM_OTHERS: usize = 16;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Listens on one address until the link stops.
-pub(super) async fn listen(inner: Arc<Inner>, address: SocketAddr, established: mpsc::Sender<Established>) {
+pub(super) async fn listen(inner: Arc<Inner>, address: SocketAddr, arrivals: mpsc::Sender<Arrival>) {
     let peers = Arc::new(Semaphore::new(FROM_PEER));
     let others = Arc::new(Semaphore::new(FROM_OTHERS));
     let serve = async {
@@ -63,13 +63,13 @@ pub(super) async fn listen(inner: Arc<Inner>, address: SocketAddr, established: 
                     tracing::debug!(peer = %from, "too many greetings at a time");
                     continue;
                 };
-                let (inner, established) = (inner.clone(), established.clone());
+                let (inner, arrivals) = (inner.clone(), arrivals.clone());
                 tokio::spawn(async move {
                     let _permit = permit;
                     let served = tokio::select! {
                         biased;
                         () = inner.stopped() => Ok(()),
-                        served = serve(&inner, socket, from, &established) => served,
+                        served = serve(&inner, socket, from, &arrivals) => served,
                     };
                     match served {
                         Ok(()) => {}
@@ -101,7 +101,7 @@ async fn serve(
     inner: &Arc<Inner>,
     socket: TcpStream,
     from: SocketAddr,
-    established: &mpsc::Sender<Established>,
+    arrivals: &mpsc::Sender<Arrival>,
 ) -> Result<(), LinkError> {
     const OPERATION: &str = "shake hands with";
     let failed = |source| LinkError::Io { operation: OPERATION, with: from, source };
@@ -136,8 +136,7 @@ async fn serve(
     match alpn.as_deref() {
         Some(tls::ALPN_DATA) => {
             let (hello, conn) = data::accept(inner, stream, from).await?;
-            let session = conn.session;
-            inner.emit(LinkEvent::Data { session, hello, conn }).await;
+            let _ = arrivals.send(Arrival::Data(hello, conn)).await;
             Ok(())
         }
         Some(tls::ALPN_PEER) => {
@@ -148,7 +147,7 @@ async fn serve(
             // Nobody waits for the end of a connection that the peer dialled.
             let (gone, _) = oneshot::channel();
             let new = Established { stream, peer: life, path, version, from, enrolment: generation, gone };
-            let _ = established.send(new).await;
+            let _ = arrivals.send(Arrival::Control(new)).await;
             Ok(())
         }
         _ => Err(LinkError::Garbage { from, why: "it names no protocol of ours".into() }),
@@ -177,9 +176,9 @@ async fn control(
     let limit = inner.timers.timeout();
     let failed = |error| dial::greeting(error, from, OPERATION);
     let contradiction = |why: &str| LinkError::Contradiction { from, why: why.to_owned() };
-    let hello = match wire::read_frame(&mut stream, GREETING_MAX, limit).await.map_err(failed)? {
-        (Control::Hello(hello), _) => hello,
-        _ => return Err(LinkError::Garbage { from, why: "no hello".into() }),
+    let (first, _) = wire::read_frame(&mut stream, GREETING_MAX, limit).await.map_err(failed)?;
+    let Control::Hello(hello) = first else {
+        return Err(LinkError::Garbage { from, why: "no hello".into() });
     };
     let path = usize::from(hello.path);
     let checked = if identity.node_id() == Some(NodeId::A) {
@@ -210,9 +209,9 @@ async fn join(
 ) -> Result<(), LinkError> {
     const OPERATION: &str = "enrol";
     let failed = |error| dial::greeting(error, from, OPERATION);
-    let request = match wire::read_frame(&mut stream, GREETING_MAX, GREETING_LIMIT).await.map_err(failed)? {
-        (Control::JoinRequest(request), _) => request,
-        _ => return Err(LinkError::Garbage { from, why: "no request to join".into() }),
+    let (first, _) = wire::read_frame(&mut stream, GREETING_MAX, GREETING_LIMIT).await.map_err(failed)?;
+    let Control::JoinRequest(request) = first else {
+        return Err(LinkError::Garbage { from, why: "no request to join".into() });
     };
     match admit(inner, request, from).await {
         Ok((reply, node)) => {

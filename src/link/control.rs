@@ -5,7 +5,7 @@ use super::connection::{Connection, Inbound};
 use super::handle::{Inner, Session};
 use super::heartbeat::{self, Shared, path::dead_after};
 use super::types::SessionStatus;
-use super::{DownReason, Life, LinkEvent};
+use super::{DataConn, DownReason, Life, LinkEvent};
 use crate::base::{Millis, Mono};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,6 +19,15 @@ use tokio_rustls::TlsStream;
 const LOOKS: u32 = 8;
 /// And no more often than this.
 const LOOK_MIN: Duration = Duration::from_millis(10);
+
+/// What reaches the owner of the control connection from those who dial and listen.
+#[expect(clippy::large_enum_variant, reason = "four at a time at most")]
+pub(super) enum Arrival {
+    /// A greeted control connection.
+    Control(Established),
+    /// An accepted data connection, delivered in order with `Up` and `Down`.
+    Data(Vec<u8>, DataConn),
+}
 
 /// A greeted control connection on its way to its owner.
 pub(super) struct Established {
@@ -42,7 +51,7 @@ struct Active {
 }
 
 /// Owns the control connection until the link stops.
-pub(super) async fn run(inner: Arc<Inner>, mut arrivals: mpsc::Receiver<Established>) {
+pub(super) async fn run(inner: Arc<Inner>, mut arrivals: mpsc::Receiver<Arrival>) {
     let mut enrolment = inner.enrolment.subscribe();
     let mut active: Option<Active> = None;
     let mut sessions = 0;
@@ -58,12 +67,18 @@ pub(super) async fn run(inner: Arc<Inner>, mut arrivals: mpsc::Receiver<Establis
                 watcher = Watcher::default();
                 end(&inner, &mut active, DownReason::PeerChanged).await;
             }
-            Some(new) = arrivals.recv() => {
-                if new.enrolment != *enrolment.borrow() { continue; }
-                end(&inner, &mut active, DownReason::Replaced).await;
-                sessions += 1;
-                active = begin(&inner, new, sessions).await;
-            }
+            Some(arrival) = arrivals.recv() => match arrival {
+                Arrival::Control(new) if new.enrolment == *enrolment.borrow() => {
+                    end(&inner, &mut active, DownReason::Replaced).await;
+                    sessions += 1;
+                    active = begin(&inner, new, sessions).await;
+                }
+                Arrival::Data(hello, conn) if active.as_ref().is_some_and(|a| a.session == conn.session) => {
+                    inner.emit(LinkEvent::Data { session: conn.session, hello, conn }).await;
+                }
+                // Of a former peer or session: closed by being dropped.
+                Arrival::Control(_) | Arrival::Data(..) => {}
+            },
             () = sleep_until(next_look) => {
                 let shared = inner.heartbeats.load_full();
                 if let Some(shared) = shared {
@@ -120,14 +135,9 @@ async fn begin(inner: &Inner, new: Established, session: u64) -> Option<Active> 
         path: new.path,
         version: new.version,
     };
-    // Usable when Up arrives, but nothing of it is delivered before Up.
-    inner.session.send_replace(Some(Session { status, outbox, announced: false }));
+    // Usable when Up arrives. Nothing of it is delivered before: only this task delivers.
+    inner.session.send_replace(Some(Session { status, outbox }));
     inner.emit(up).await;
-    inner.session.send_modify(|session| {
-        if let Some(session) = session {
-            session.announced = true;
-        }
-    });
     Some(Active { connection, session, path: new.path, since: heartbeat::now(), _gone: new.gone })
 }
 

@@ -82,13 +82,9 @@ pub(super) async fn dial(inner: &Inner, hello: &[u8]) -> Result<DataConn, LinkEr
         })
     };
     // Connect, handshake and greeting have limits of their own; together they may take this long.
-    match timeout(limit * 2, work).await {
-        Ok(result) => result,
-        Err(_) => {
-            let address = peer.addresses.get(session.path).copied().unwrap_or_else(|| [0, 0, 0, 0].into());
-            Err(dial::late("opening a data connection", SocketAddr::new(address, peer.port), limit * 2))
-        }
-    }
+    let address = peer.addresses.get(session.path).copied().unwrap_or_else(|| [0, 0, 0, 0].into());
+    let whole = |_| dial::late("opening a data connection", SocketAddr::new(address, peer.port), limit * 2);
+    timeout(limit * 2, work).await.map_err(whole)?
 }
 
 /// Accepts a data connection of the recognised peer: hello and connection, or why not.
@@ -100,9 +96,9 @@ pub(super) async fn accept(
     const OPERATION: &str = "accept a data connection of";
     let limit = inner.timers.timeout();
     let failed = |error: WireError| dial::greeting(error, from, OPERATION);
-    let (hello, bulk) = match wire::read_frame(&mut stream, GREETING_MAX, limit).await.map_err(failed)? {
-        (Control::DataHello(hello), bulk) => (hello, bulk),
-        _ => return Err(LinkError::Garbage { from, why: "no greeting of a data connection".into() }),
+    let (first, bulk) = wire::read_frame(&mut stream, GREETING_MAX, limit).await.map_err(failed)?;
+    let Control::DataHello(hello) = first else {
+        return Err(LinkError::Garbage { from, why: "no greeting of a data connection".into() });
     };
     let session = match session_of(inner, &hello, limit).await {
         Ok(session) => session,
@@ -130,8 +126,7 @@ async fn session_of(inner: &Inner, hello: &DataHello, limit: Duration) -> Result
     let mut sessions = inner.session.subscribe();
     let matching = sessions.wait_for(|session| {
         session.as_ref().is_some_and(|session| {
-            session.announced
-                && session.status.peer_incarnation == hello.incarnation
+            session.status.peer_incarnation == hello.incarnation
                 && session.status.path == usize::from(hello.path)
         })
     });

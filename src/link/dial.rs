@@ -1,6 +1,6 @@
 //! Dialling: sockets, the control greeting as `NodeId::A` does it, and the loop that keeps trying.
 
-use super::control::Established;
+use super::control::{Arrival, Established};
 use super::handle::Inner;
 use super::pki::{Identity, Node};
 use super::wire::{self, WireError};
@@ -24,7 +24,7 @@ const PAUSE_LAST: Duration = Duration::from_secs(1);
 const SETTLED: Duration = Duration::from_secs(1);
 
 /// Keeps a control connection up while this node is `NodeId::A`.
-pub(super) async fn run(inner: Arc<Inner>, established: mpsc::Sender<Established>) {
+pub(super) async fn run(inner: Arc<Inner>, arrivals: mpsc::Sender<Arrival>) {
     let mut enrolment = inner.enrolment.subscribe();
     let mut pause = PAUSE_FIRST;
     loop {
@@ -49,7 +49,7 @@ pub(super) async fn run(inner: Arc<Inner>, established: mpsc::Sender<Established
                             gone,
                         };
                         let begun = Instant::now();
-                        if established.send(new).await.is_err() {
+                        if arrivals.send(Arrival::Control(new)).await.is_err() {
                             return false;
                         }
                         let _ = lost.await;

@@ -20,6 +20,8 @@ use tokio::sync::{mpsc, watch};
 const REFUSAL_QUIET: Duration = Duration::from_secs(10);
 /// Sources remembered for that; beyond it refusals are only counted.
 const REFUSALS_MAX: usize = 64;
+/// Connections on their way to their owner; more wait where they were greeted.
+const ARRIVALS: usize = 4;
 /// How long [`LinkHandle::shutdown`] waits for the last words.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 
@@ -52,8 +54,6 @@ impl Timers {
 pub(super) struct Session {
     pub(super) status: SessionStatus,
     pub(super) outbox: Outbox,
-    /// `Up` was delivered: events of this session may follow.
-    pub(super) announced: bool,
 }
 
 /// What all tasks of a link share.
@@ -181,13 +181,13 @@ impl Link {
             refusals: Mutex::default(),
         });
         inner.start_heartbeats()?;
-        let (established, arrivals) = mpsc::channel(4);
+        let (sender, arrivals) = mpsc::channel(ARRIVALS);
         let me = inner.identity.load().me().clone();
         for address in me.addresses {
             let address = SocketAddr::new(address, me.port);
-            tokio::spawn(accept::listen(inner.clone(), address, established.clone()));
+            tokio::spawn(accept::listen(inner.clone(), address, sender.clone()));
         }
-        tokio::spawn(dial::run(inner.clone(), established));
+        tokio::spawn(dial::run(inner.clone(), sender));
         tokio::spawn(control::forward(inner.clone()));
         let manager = tokio::spawn(control::run(inner.clone(), arrivals));
         let guard = Guard { inner: inner.clone(), manager: Mutex::new(Some(manager)) };
@@ -220,9 +220,9 @@ impl LinkHandle {
     ///
     /// # Errors
     /// Not connected, queue full (1024 messages, 32 MiB), message above 16 MiB less a header.
-    pub fn send(&self, message: Vec<u8>) -> Result<(), LinkError> {
+    pub fn send(&self, message: impl AsRef<[u8]>) -> Result<(), LinkError> {
         let outbox = self.inner.session.borrow().as_ref().map(|session| session.outbox.clone());
-        outbox.ok_or(LinkError::NotConnected)?.send(&message)
+        outbox.ok_or(LinkError::NotConnected)?.send(message.as_ref())
     }
 
     /// What heartbeats carry from the next one on.

@@ -92,6 +92,7 @@ impl std::fmt::Display for DownReason {
 
 /// What happened on the link.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "Data is the large one and as rare as Up")]
 pub enum LinkEvent {
     /// The control connection stands.
     Up {

@@ -34,7 +34,7 @@ fn a_torn_write_at_every_offset_leaves_the_old_or_the_new_record() {
     let mut slots = FenceSlots::open(&path).unwrap();
     slots.write(&50_u64).unwrap();
     let new = std::fs::read(&path).unwrap();
-    let slot = if old[..SLOT] == new[..SLOT] { 1 } else { 0 };
+    let slot = usize::from(old[..SLOT] == new[..SLOT]);
     for torn in 0..=SLOT {
         let mut bytes = old.clone();
         let start = slot * SLOT;

@@ -231,4 +231,14 @@ pub(super) mod tests {
         assert_eq!(b.open(&bytes).unwrap().body.len(), BODY_MAX);
         assert_eq!(b.open(&[bytes, vec![0]].concat()), Err(Reject::Malformed));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_refused_without_panic(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..1500),
+        ) {
+            let (_, b) = keys();
+            assert!(b.open(&bytes).is_err());
+        }
+    }
 }

@@ -202,7 +202,7 @@ mod tests {
         two.echo = Some(super::super::datagram::Echo { incarnation: u128::MAX, sent: 1_000, held: 100_000 });
         assert!(path.accept(two, &ME, Mono(1200), 101_000_000));
         assert_eq!(path.heard_me_ago(Mono(1250)), Some(150));
-        assert_eq!(path.rtt(), Some(Duration::from_nanos(101_000_000 - 1_000 - 100_000_000)));
+        assert_eq!(path.rtt(), Some(Duration::from_micros(999)));
         assert!(path.both_ways(200, Mono(1300)));
     }
 }

@@ -107,6 +107,7 @@ pub fn admit(state: &StateDir, request: &JoinRequest) -> Result<JoinReply, LinkE
 ///
 /// # Errors
 /// As `init` and `join`.
+#[expect(clippy::needless_pass_by_value, reason = "both nodes are given in the same form")]
 pub fn enroll_offline(
     first: (&StateDir, NodeSetup),
     second: (&StateDir, NodeSetup),
@@ -133,6 +134,13 @@ fn member_to_be(state: &StateDir, request: &JoinRequest) -> Result<PairFile, Lin
     let taken = |address: &&IpAddr| pair.me().is_some_and(|me| me.addresses.contains(*address));
     if let Some(address) = request.addresses.iter().find(taken) {
         return Err(LinkError::Node(format!("{address} is an address of {}", pair.me)));
+    }
+    let families =
+        |me: &Node| me.addresses.iter().zip(&request.addresses).all(|(a, b)| a.is_ipv4() == b.is_ipv4());
+    if !pair.me().is_some_and(families) {
+        return Err(LinkError::Node(
+            "address i of one node must reach address i of the other: IPv4 and IPv6 are mixed up".into(),
+        ));
     }
     Ok(pair)
 }

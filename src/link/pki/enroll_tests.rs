@@ -46,7 +46,7 @@ fn a_token_works_once_and_only_within_its_lifetime() {
     let good = token::issue(&identity, token::LIFETIME).unwrap();
     let good = Token::decode(&good.encode().unwrap()).unwrap();
     // What the operator mistyped leaves the token valid.
-    for wrong in [setup("node-a", "10.0.0.2"), setup("node-b", "10.0.0.1")] {
+    for wrong in [setup("node-a", "10.0.0.2"), setup("node-b", "10.0.0.1"), setup("node-b", "fd00::2")] {
         let (_, request) = prepare_join(&b, &wrong, &good).unwrap();
         assert!(matches!(admit(&a, &request), Err(LinkError::Node(_))));
     }
