@@ -161,8 +161,7 @@ async fn a_pair_meets_and_messages_and_heartbeats_pass_both_ways() {
     let mut a = Side::start(&pair.a);
     assert!(matches!(a.link.send(vec![1]), Err(LinkError::NotConnected)));
     let mut b = Side::start(&pair.b);
-    let (path, incarnation) = a.up().await;
-    assert_eq!((path, incarnation), (0, b.link.life().incarnation));
+    assert_eq!(a.up().await.1, b.link.life().incarnation);
     assert_eq!(b.up().await.1, a.link.life().incarnation);
 
     let large = vec![3; 4 << 20];
@@ -212,27 +211,28 @@ async fn control_moves_within_a_second_when_its_path_falls_silent() {
     let (mut a, mut b) = connected(&pair).await;
     a.settled().await;
     b.settled().await;
+    let old = a.link.status().session.unwrap().path;
     for side in [&a, &b] {
-        side.faults.drop_path(0, true, true);
+        side.faults.drop_path(old, true, true);
     }
     let cut = Instant::now();
     assert!(matches!(
         a.down().await,
-        DownReason::PathLost { path: 0 } | DownReason::PeerLeft | DownReason::Broken(_)
+        DownReason::PathLost { .. } | DownReason::PeerLeft | DownReason::Broken(_)
     ));
-    assert_eq!(a.up().await.0, 1);
+    assert_eq!(a.up().await.0, 1 - old);
     let moved = cut.elapsed();
     b.down().await;
-    assert_eq!(b.up().await.0, 1);
+    assert_eq!(b.up().await.0, 1 - old);
     assert!(moved < Duration::from_secs(1), "moved after {moved:?}");
     println!("moved after {moved:?}");
 
     // The path returns: noticed, and nothing moves back.
     for side in [&a, &b] {
-        side.faults.drop_path(0, false, false);
+        side.faults.drop_path(old, false, false);
     }
-    a.wait("PathUp", |event| matches!(event, LinkEvent::PathUp { path: 0 }).then_some(())).await;
-    assert_eq!(a.link.status().session.unwrap().path, 1);
+    a.wait("PathUp", |event| matches!(event, LinkEvent::PathUp { path } if path == old).then_some(())).await;
+    assert_eq!(a.link.status().session.unwrap().path, 1 - old);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -241,12 +241,15 @@ async fn one_way_silence_moves_it_too_and_shows_who_is_not_heard() {
     let (mut a, mut b) = connected(&pair).await;
     a.settled().await;
     b.settled().await;
-    // B no longer hears A on path 0; A hears B and learns from B that it is not heard.
-    b.faults.drop_path(0, false, true);
+    // B no longer hears A on its path; A hears B and learns from B that it is not heard.
+    let old = a.link.status().session.unwrap().path;
+    b.faults.drop_path(old, false, true);
     a.down().await;
-    assert_eq!(a.up().await.0, 1);
+    assert_eq!(a.up().await.0, 1 - old);
     a.wait("an old echo", |event| match event {
-        LinkEvent::Heartbeat { path: 0, heard_me_ms_ago: Some(ago), .. } if ago > 1000 => Some(()),
+        LinkEvent::Heartbeat { path, heard_me_ms_ago: Some(ago), .. } if path == old && ago > 1000 => {
+            Some(())
+        }
         _ => None,
     })
     .await;

@@ -19,6 +19,8 @@ use tokio_rustls::{TlsConnector, TlsStream};
 /// First pause after a failed round over all paths, doubled up to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_LAST: Duration = Duration::from_secs(1);
+/// Before a second attempt on a path whose machine has nobody listening yet.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that lived shorter does not reset the pause: refusals after the greeting must not
 /// make a busy loop.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -36,7 +38,14 @@ pub(super) async fn run(inner: Arc<Inner>, arrivals: mpsc::Sender<Arrival>) {
                 return std::future::pending().await;
             };
             for path in order(&inner, peer) {
-                match control(&inner, &identity, peer, path).await {
+                let mut result = control(&inner, &identity, peer, path).await;
+                if matches!(&result, Err(error) if is_refused(error)) {
+                    // The machine is there and its agent is about to listen: both start at once
+                    // after a power cut, and the configured order of paths should hold then, too.
+                    sleep(REFUSED_PAUSE).await;
+                    result = control(&inner, &identity, peer, path).await;
+                }
+                match result {
                     Ok((stream, life, version, from)) => {
                         let (gone, lost) = oneshot::channel();
                         let new = Established {
@@ -80,6 +89,10 @@ pub(super) async fn run(inner: Arc<Inner>, arrivals: mpsc::Sender<Arrival>) {
         }
         pause = (pause * 2).min(PAUSE_LAST);
     }
+}
+
+fn is_refused(error: &LinkError) -> bool {
+    matches!(error, LinkError::Io { source, .. } if source.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
 fn report(inner: &Inner, error: &LinkError, peer: &Node, path: usize) {
