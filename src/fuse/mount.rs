@@ -11,10 +11,12 @@ use super::init::{self, HEAD_ROOM, InitError, InitValues, MAX_WRITE};
 use super::mountinfo;
 use super::session::Session;
 use crate::ports::{Errno, Replicator};
+use crate::sys::fusectl::{Abort, FuseCtl};
 use crate::sys::mount::{self, Unmount};
 use crate::sys::{errno, file};
 use crate::tree::Tree;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -81,6 +83,7 @@ pub struct Mount {
     init: InitValues,
     path: PathBuf,
     connection: u32,
+    abort: Option<Abort>,
 }
 
 /// Magic number of FUSE (linux/magic.h).
@@ -158,7 +161,9 @@ impl Mount {
         let session = Session::start(&fs, &device, init, options.workers, &tree.volume.0.to_string())
             .map_err(MountError::Threads)?;
         tracing::info!(path = %path.display(), connection, minor = init.minor, flags = init.flags, "mounted");
-        Ok(Self { tree, device, session, init, path, connection })
+        let abort = FuseCtl::open().and_then(|ctl| ctl.abort_handle(connection));
+        let abort = abort.inspect_err(|error| tracing::warn!(%error, "no fusectl for this mount")).ok();
+        Ok(Self { tree, device, session, init, path, connection, abort })
     }
 
     /// The descriptor that keeps the mount alive, for the guard.
@@ -230,6 +235,10 @@ impl Mount {
     /// Ends the connection now: every waiting and later call on the mount gets ENOTCONN. The dead mount
     /// stays over the directory, so nothing is written underneath it.
     pub fn abort(&self) {
+        // The handle stands for this very connection, whatever the number or path means by now.
+        if self.abort.as_ref().is_some_and(|handle| handle.fire().is_ok()) {
+            return;
+        }
         if let Err(errno) = abort(self.connection, &self.path) {
             tracing::warn!(path = %self.path.display(), errno = errno.0, "aborting the mount failed");
         }
@@ -263,20 +272,27 @@ impl std::fmt::Debug for Mount {
     }
 }
 
-/// Aborts FUSE connection number `connection`, mounted at `path`: by fusectl where that is mounted, else
-/// by a forced unmount (which leaves a mount in use in place). Usable from any process (the guard).
+/// Aborts FUSE connection number `connection`, mounted at `path`: through fusectl, or where that is
+/// impossible by a forced unmount that is made to fail. The dead mount stays in place.
 pub fn abort(connection: u32, path: &Path) -> Result<(), Errno> {
-    let control = format!("/sys/fs/fuse/connections/{connection}/abort");
-    match std::fs::write(&control, "1") {
+    match FuseCtl::open().and_then(|ctl| ctl.abort_handle(connection)?.fire()) {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            match mount::unmount(path, Unmount::Abort) {
-                // Still in use, but aborted.
-                Err(Errno(libc::EBUSY)) => Ok(()),
-                other => other,
-            }
+        Err(error) => {
+            tracing::debug!(%error, "no fusectl, aborting by umount(2)");
+            abort_by_force(path)
         }
-        Err(error) => Err(errno::of(&error)),
+    }
+}
+
+/// umount(2) with MNT_FORCE aborts the connection first. An idle mount would then go away and leave the
+/// backing directory bare, so it is held busy meanwhile; opening its root with O_PATH sends no request.
+fn abort_by_force(path: &Path) -> Result<(), Errno> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    let _busy =
+        std::fs::File::options().read(true).custom_flags(flags).open(path).map_err(|e| errno::of(&e))?;
+    match mount::unmount(path, Unmount::Abort) {
+        Err(Errno(libc::EBUSY)) => Ok(()),
+        other => other,
     }
 }
 
@@ -327,5 +343,17 @@ fn invalidate(tree: &Tree, device: &Device, by_name: bool) {
         for (parent, name) in known.aliases.iter().filter(|_| by_name) {
             let _ = device.invalidate_entry(*parent, name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restrictions_of_the_backing_mount_are_kept() {
+        assert_eq!(mount_flags(0), libc::MS_NOATIME);
+        let flags = mount_flags(libc::ST_NOSUID | libc::ST_NODEV | libc::ST_RDONLY);
+        assert_eq!(flags, libc::MS_NOATIME | libc::MS_NOSUID | libc::MS_NODEV);
     }
 }

@@ -20,6 +20,7 @@ mod inodes;
 mod names;
 
 pub use inodes::{Alias, InodeTable, Known};
+pub use names::Trees;
 
 use crate::base::Volume;
 use crate::ports::Errno;

@@ -12,6 +12,7 @@ use crate::proto::FileId;
 use crate::sys::backing::FileHandle;
 use crate::sys::file::{self, Entries};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 /// A directory seen by the scan: handle, index of its parent in the list, name.
 struct Seen {
@@ -139,5 +140,22 @@ impl Names for Tree {
     fn alias(&self, volume: Volume, id: FileId) -> Option<(FileId, Vec<u8>)> {
         debug_assert_eq!(volume, self.volume);
         Self::alias(self, id)
+    }
+}
+
+/// The volumes of one cluster, by index.
+#[derive(Debug, Clone, Default)]
+pub struct Trees(pub Vec<Arc<Tree>>);
+
+impl Trees {
+    /// The tree of `volume`.
+    pub fn get(&self, volume: Volume) -> Option<&Arc<Tree>> {
+        self.0.iter().find(|t| t.volume == volume)
+    }
+}
+
+impl Names for Trees {
+    fn alias(&self, volume: Volume, id: FileId) -> Option<(FileId, Vec<u8>)> {
+        self.get(volume)?.alias(id)
     }
 }

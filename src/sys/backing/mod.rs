@@ -103,12 +103,12 @@ impl Backing {
         handle::of_fd(fd)
     }
 
-    /// Handle and attributes of `name` in `dir`.
+    /// Handle and attributes of one object: what `name` in `dir` is at one moment.
     pub fn lookup(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(FileHandle, Stat), Errno> {
-        // Between the two calls the name may be replaced. A descriptor would make the pair atomic
-        // for the price of two more calls; callers that need it hold the namespace lock instead.
-        let handle = handle::of_name(dir, name)?;
-        Ok((handle, file::stat_at(dir, name)?))
+        // Asking twice by name would be a call cheaper, but a rename in between would pair one
+        // object's handle with another's attributes.
+        let fd = file::open_at(dir, name, libc::O_PATH, 0)?;
+        Ok((handle::of_fd(fd.as_fd())?, file::stat(fd.as_fd())?))
     }
 
     /// Space and limits.

@@ -1,0 +1,266 @@
+//! Single promises, one test each.
+
+use super::support::{Mounted, isolated};
+use skc::sys::file;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+/// Runs a shell command as an ordinary user with group 1000 and the given others.
+fn as_user(script: &str) -> bool {
+    Command::new("sh").arg("-c").arg(script).uid(1000).gid(1000).status().expect("sh").success()
+}
+
+/// The tree's parents must be passable for an ordinary user.
+fn open_up(m: &Mounted) {
+    std::fs::set_permissions(m.scratch(), PermissionsExt::from_mode(0o755)).expect("chmod");
+    std::fs::set_permissions(&m.dir, PermissionsExt::from_mode(0o777)).expect("chmod");
+}
+
+fn owner(path: &Path) -> (u32, u32, u32) {
+    let m = path.symlink_metadata().expect("stat");
+    (m.uid(), m.gid(), m.mode() & 0o7777)
+}
+
+#[test]
+fn objects_belong_to_who_made_them_and_setgid_directories_pass_their_group_on() {
+    isolated(|| {
+        let (m, _) = Mounted::local();
+        open_up(&m);
+        let d = m.dir.display();
+        assert!(as_user(&format!("umask 027; touch {d}/f; mkdir {d}/d; ln -s f {d}/l; mkfifo {d}/p")));
+        assert_eq!(owner(&m.path("f")), (1000, 1000, 0o640));
+        assert_eq!(owner(&m.path("d")), (1000, 1000, 0o750));
+        assert_eq!(owner(&m.path("l")), (1000, 1000, 0o777));
+        assert_eq!(owner(&m.path("p")), (1000, 1000, 0o640));
+        std::fs::create_dir(m.path("team")).expect("mkdir");
+        chown(m.path("team"), Some(0), Some(50)).expect("chown");
+        std::fs::set_permissions(m.path("team"), PermissionsExt::from_mode(0o2777)).expect("chmod");
+        assert!(as_user(&format!("umask 022; touch {d}/team/f; mkdir {d}/team/d")));
+        assert_eq!(owner(&m.path("team/f")), (1000, 50, 0o644));
+        assert_eq!(owner(&m.path("team/d")), (1000, 50, 0o2755));
+        assert!(!as_user(&format!("touch {d}/team/d/../../../x 2>/dev/null")), "outside is not ours");
+        std::fs::write(m.path("secret"), b"x").expect("write");
+        std::fs::set_permissions(m.path("secret"), PermissionsExt::from_mode(0o600)).expect("chmod");
+        assert!(!as_user(&format!("cat {d}/secret 2>/dev/null")));
+    });
+}
+
+/// system.posix_acl_default: u::rwx, u:1000:rwx, g::r-x, m::rwx, o::---
+const DEFAULT_ACL: &[u8] = &[
+    2, 0, 0, 0, //
+    1, 0, 7, 0, 0xff, 0xff, 0xff, 0xff, //
+    2, 0, 7, 0, 0xe8, 3, 0, 0, //
+    4, 0, 5, 0, 0xff, 0xff, 0xff, 0xff, //
+    0x10, 0, 7, 0, 0xff, 0xff, 0xff, 0xff, //
+    0x20, 0, 0, 0, 0xff, 0xff, 0xff, 0xff,
+];
+
+#[test]
+fn a_default_acl_is_inherited_instead_of_the_umask() {
+    isolated(|| {
+        let (m, _) = Mounted::local();
+        open_up(&m);
+        let bare = m.scratch().join("bare");
+        for dir in [m.path("d"), bare.clone()] {
+            std::fs::create_dir(&dir).expect("mkdir");
+            let fd = std::fs::File::open(&dir).expect("open");
+            file::set_xattr(fd.as_fd(), b"system.posix_acl_default", DEFAULT_ACL, 0).expect("ACL");
+        }
+        for dir in [m.path("d"), bare.clone()] {
+            let d = dir.display();
+            assert!(
+                Command::new("sh")
+                    .args(["-c", &format!("umask 077; echo x > {d}/f; mkdir {d}/s")])
+                    .status()
+                    .expect("sh")
+                    .success()
+            );
+        }
+        for name in ["f", "s"] {
+            assert_eq!(owner(&m.path("d").join(name)), owner(&bare.join(name)), "{name}");
+            for acl in [&b"system.posix_acl_access"[..], b"system.posix_acl_default"] {
+                let get = |dir: &Path| {
+                    let f = std::fs::File::open(dir.join(name)).expect("open");
+                    file::fd_get_xattr(f.as_fd(), acl)
+                };
+                assert_eq!(get(&m.path("d")), get(&bare), "{name}");
+            }
+        }
+        let d = m.path("d");
+        assert!(as_user(&format!("cat {}/f > /dev/null", d.display())), "the ACL lets user 1000 in");
+    });
+}
+
+#[test]
+fn writing_clears_suid_and_capabilities_for_an_ordinary_user_only() {
+    isolated(|| {
+        let (m, _) = Mounted::local();
+        open_up(&m);
+        let f = m.path("f");
+        // struct vfs_cap_data, revision 2: CAP_NET_RAW permitted
+        let caps = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let fresh = || {
+            std::fs::write(&f, b"0123456789").expect("write");
+            chown(&f, Some(1000), Some(1000)).expect("chown");
+            std::fs::set_permissions(&f, PermissionsExt::from_mode(0o6777)).expect("chmod");
+            let fd = std::fs::File::open(&f).expect("open");
+            file::set_xattr(fd.as_fd(), b"security.capability", &caps, 0).expect("capability");
+        };
+        let has_caps = || {
+            let fd = std::fs::File::open(&f).expect("open");
+            file::fd_get_xattr(fd.as_fd(), b"security.capability").is_ok()
+        };
+        fresh();
+        assert_eq!((owner(&f).2, has_caps()), (0o6777, true));
+        assert!(as_user(&format!("printf x >> {}", f.display())));
+        assert_eq!((owner(&f).2, has_caps()), (0o777, false), "append");
+        fresh();
+        assert!(as_user(&format!("truncate -s 3 {}", f.display())));
+        assert_eq!((owner(&f).2, has_caps()), (0o777, false), "truncate");
+        fresh();
+        std::fs::File::options().append(true).open(&f).expect("open").write_all(b"x").expect("write");
+        assert_eq!((owner(&f).2, has_caps()), (0o6777, false), "root keeps suid, not capabilities");
+        fresh();
+        chown(&f, Some(1001), None).expect("chown");
+        assert_eq!((owner(&f).2, has_caps()), (0o777, false), "chown");
+    });
+}
+
+#[test]
+fn append_holes_and_copies_land_where_they_should() {
+    isolated(|| {
+        let (m, _) = Mounted::local();
+        let path = m.path("f");
+        let mut a = std::fs::File::options().append(true).create(true).open(&path).expect("open");
+        let mut b = std::fs::File::options().append(true).open(&path).expect("open");
+        for _ in 0..50 {
+            a.write_all(b"aa").expect("append");
+            b.write_all(b"b").expect("append");
+        }
+        assert_eq!(std::fs::read(&path).expect("read"), b"aab".repeat(50));
+        let sparse = std::fs::File::options().read(true).write(true).create_new(true).open(m.path("s"));
+        let mut sparse = sparse.expect("open");
+        sparse.seek(SeekFrom::Start(1 << 20)).expect("seek");
+        sparse.write_all(b"end").expect("write");
+        assert_eq!(file::seek_data(sparse.as_fd(), 0), Ok(1 << 20));
+        assert_eq!(file::seek_hole(sparse.as_fd(), 1 << 20), Ok((1 << 20) + 3));
+        let to = std::fs::File::create_new(m.path("c")).expect("create");
+        let mut at = 0;
+        while at < (1 << 20) + 3 {
+            let got = file::copy_range(sparse.as_fd(), at, to.as_fd(), at, 4 << 20).expect("copy");
+            assert!(got > 0);
+            at += got as u64;
+        }
+        assert_eq!(std::fs::read(m.path("c")).expect("read"), std::fs::read(m.path("s")).expect("read"));
+    });
+}
+
+#[test]
+fn an_unlinked_open_file_and_a_linked_tmpfile_live_on() {
+    isolated(|| {
+        let (m, _) = Mounted::local();
+        let mut f =
+            std::fs::File::options().read(true).write(true).create_new(true).open(m.path("f")).expect("f");
+        f.write_all(b"one").expect("write");
+        // Held by O_PATH only: there is no FUSE file handle to go by.
+        let top = std::fs::File::open(&m.dir).expect("open");
+        std::fs::write(m.path("p"), b"12345").expect("write");
+        let path_only = file::open_at(top.as_fd(), b"p", 0o10_000_000, 0).expect("open O_PATH");
+        std::fs::remove_file(m.path("p")).expect("unlink");
+        file::chmod(path_only.as_fd(), 0o421).expect("chmod by O_PATH");
+        let seen = file::stat(path_only.as_fd()).expect("stat by O_PATH");
+        assert_eq!((seen.nlink, seen.size, seen.mode & 0o777), (0, 5, 0o421));
+        std::fs::create_dir(m.path("d")).expect("mkdir");
+        let dir = std::fs::File::open(m.path("d")).expect("open");
+        std::fs::remove_file(m.path("f")).expect("unlink");
+        std::fs::remove_dir(m.path("d")).expect("rmdir");
+        f.write_all(b" two").expect("write after unlink");
+        f.set_permissions(PermissionsExt::from_mode(0o400)).expect("chmod after unlink");
+        f.sync_all().expect("fsync after unlink");
+        let meta = f.metadata().expect("stat");
+        assert_eq!((meta.nlink(), meta.len(), meta.mode() & 0o777), (0, 7, 0o400));
+        assert_eq!(dir.metadata().expect("stat of a removed directory").nlink(), 0);
+        let mut text = String::new();
+        f.seek(SeekFrom::Start(0)).expect("seek");
+        f.read_to_string(&mut text).expect("read");
+        assert_eq!(text, "one two");
+        let tmp = file::open_tmpfile(top.as_fd(), 0o640, false).expect("O_TMPFILE");
+        file::pwrite(tmp.as_fd(), b"tmp", 0).expect("write");
+        file::link_at(tmp.as_fd(), top.as_fd(), b"named").expect("link");
+        drop(tmp);
+        assert_eq!(std::fs::read(m.path("named")).expect("read"), b"tmp");
+        assert_eq!(m.path("named").metadata().expect("stat").nlink(), 1);
+    });
+}
+
+#[test]
+fn the_mirror_s_own_things_are_not_there() {
+    isolated(|| {
+        let (m, _) = Mounted::local();
+        std::fs::create_dir(m.below().join(".skc")).expect("mkdir below");
+        let fd = m.tree.backing.base();
+        file::set_xattr(fd, b"trusted.skc.token", b"secret", 0).expect("setxattr below");
+        assert_eq!(std::fs::read_dir(&m.dir).expect("readdir").count(), 0);
+        assert!(!m.path(".skc").exists());
+        let refused = std::fs::create_dir(m.path(".skc")).expect_err("hidden");
+        assert_eq!(refused.raw_os_error(), Some(1));
+        let top = std::fs::File::open(&m.dir).expect("open");
+        assert_eq!(file::fd_list_xattr(top.as_fd()), Ok(vec![]));
+        assert!(file::fd_get_xattr(top.as_fd(), b"trusted.skc.token").is_err());
+        assert!(file::set_xattr(top.as_fd(), b"trusted.skc.token", b"x", 0).is_err());
+        std::fs::create_dir(m.path("sub")).expect("mkdir");
+        std::fs::create_dir(m.path("sub/.skc")).expect("only hidden in the root");
+    });
+}
+
+#[test]
+fn a_large_directory_lists_completely_and_costs_no_descriptors() {
+    isolated(|| {
+        let (m, _) = Mounted::local();
+        for i in 0..5000 {
+            std::fs::write(m.below().join(format!("file-{i:05}")), b"").expect("write below");
+        }
+        let fds = || std::fs::read_dir("/proc/self/fd").expect("fds").count();
+        let before = fds();
+        let names: std::collections::BTreeSet<_> = std::fs::read_dir(&m.dir)
+            .expect("readdir")
+            .map(|e| {
+                let e = e.expect("entry");
+                e.metadata().expect("stat");
+                e.file_name()
+            })
+            .collect();
+        assert_eq!(names.len(), 5000);
+        assert!(m.tree.inodes.len() >= 5000);
+        // Other tests run beside this one in the same process.
+        assert!(fds() < before + 500, "no descriptor per file");
+    });
+}
+
+#[test]
+fn shared_mappings_and_birth_times_work() {
+    isolated(|| {
+        let (m, _) = Mounted::local();
+        let script = format!(
+            "import mmap,os\nf=open('{0}/m','w+b')\nf.truncate(100000)\nm=mmap.mmap(f.fileno(),100000)\n\
+             m[50000:50005]=b'hello'\nm.flush()\nassert os.pread(f.fileno(),5,50000)==b'hello'\n",
+            m.dir.display()
+        );
+        match Command::new("python3").args(["-c", &script]).status() {
+            Ok(status) => assert!(status.success()),
+            Err(error) => eprintln!("skipped: python3: {error}"),
+        }
+        let meta = std::fs::metadata(m.path("m"));
+        if let Ok(meta) = meta {
+            assert_eq!(std::fs::read(m.below().join("m")).expect("read below")[50000..50005], *b"hello");
+            assert_eq!(
+                meta.created().ok(),
+                m.below().join("m").metadata().expect("stat below").created().ok()
+            );
+        }
+    });
+}

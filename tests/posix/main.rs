@@ -1,0 +1,8 @@
+//! The mirror file system against the kernel: mounted in a private mount namespace, without a peer.
+//! Needs root and /dev/fuse; without them each test prints why it was skipped.
+
+mod behave;
+mod equal;
+mod roles;
+mod standby;
+mod support;

@@ -1,0 +1,96 @@
+//! A mounted directory in a mount namespace of the test's own.
+
+use skc::base::Volume;
+use skc::fuse::{Local, Mount, Options};
+use skc::ports::Replicator;
+use skc::sys::backing::Backing;
+use skc::sys::mount::private_namespace;
+use skc::tree::Tree;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A mounted directory. `bare` is the same content without the mount, reached by a bind mount made before.
+pub struct Mounted {
+    pub mount: Option<Mount>,
+    pub tree: Arc<Tree>,
+    pub dir: PathBuf,
+    tmp: tempfile::TempDir,
+}
+
+impl Mounted {
+    pub fn new(replicator: Arc<dyn Replicator>) -> Self {
+        Self::with(|_| replicator, Options::default())
+    }
+
+    pub fn local() -> (Self, Arc<Local>) {
+        let local = Arc::new(Local::default());
+        (Self::new(Arc::clone(&local) as _), local)
+    }
+
+    pub fn with(replicator: impl FnOnce(&Arc<Tree>) -> Arc<dyn Replicator>, options: Options) -> Self {
+        let tmp = tempfile::tempdir().expect("temporary directory");
+        let dir = tmp.path().canonicalize().expect("canonical").join("dir");
+        std::fs::create_dir(&dir).expect("mkdir");
+        let backing = Backing::open(&dir).expect("open backing");
+        let tree = Arc::new(Tree::new(Volume(0), backing));
+        let mount = Mount::with_options(Arc::clone(&tree), replicator(&tree), &dir, options);
+        Self { mount: Some(mount.expect("mount")), tree, dir, tmp }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The backing directory, as `/proc/self/fd/N` shows it below the mount.
+    pub fn below(&self) -> PathBuf {
+        use std::os::fd::AsRawFd;
+        PathBuf::from(format!("/proc/self/fd/{}", self.tree.backing.base().as_raw_fd()))
+    }
+
+    pub fn scratch(&self) -> &Path {
+        self.tmp.path()
+    }
+
+    pub fn mount(&self) -> &Mount {
+        self.mount.as_ref().expect("mounted")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Some(mount) = &self.mount {
+            let result = mount.unmount();
+            if !std::thread::panicking() {
+                result.expect("unmount");
+            }
+        }
+    }
+}
+
+/// Runs `test` on a thread in a mount namespace of its own.
+pub fn isolated(test: impl FnOnce() + Send + 'static) {
+    if !Path::new("/dev/fuse").exists() {
+        eprintln!("skipped: no /dev/fuse");
+        return;
+    }
+    let thread = std::thread::spawn(move || {
+        if let Err(error) = private_namespace() {
+            eprintln!("skipped: no private mount namespace: {error:?}");
+            return;
+        }
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Waits until `done` holds.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        std::thread::yield_now();
+    }
+}
