@@ -92,7 +92,6 @@ fn samples() -> Vec<(Kind, Vec<u8>)> {
     let v = Volume(0);
     let resync = vec![
         Resync::Dir { volume: v, id: FileId::ROOT, entries, end: Some((ATTR, xattrs.clone())) },
-        Resync::Orphan { volume: v, id: FileId(8), attr: ATTR },
         Resync::Hash {
             volume: v,
             id: FileId(3),
@@ -114,7 +113,7 @@ fn samples() -> Vec<(Kind, Vec<u8>)> {
     let replies = vec![
         Reply::Ack { applied: 12 },
         Reply::SyncAck { seq: 12, errno: 5 },
-        Reply::Redo { seq: 12, volume: v, ids: vec![FileId(3)] },
+        Reply::Redo { seq: 12, volume: v, ids: vec![FileId(3)], lost: true },
         Reply::Want { volume: v, id: FileId(3), ranges: vec![(0, 65_536)] },
         Reply::Failed { seq: 12, errno: 28, what: "pwrite".into() },
         Reply::UpToDate { seq: 13 },

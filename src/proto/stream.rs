@@ -127,8 +127,6 @@ pub enum Resync {
         /// Attributes and xattrs, only with the last part.
         end: Option<(Attr, Vec<Xattr>)>,
     },
-    /// An object without a name that may still get one (O_TMPFILE): the target makes it.
-    Orphan { volume: Volume, id: FileId, attr: Attr },
     /// Digests of the blocks of [offset, offset + length). Bytes in `holes` read as zero and are
     /// not allocated on the source; blocks wholly inside one have an all-zero digest.
     Hash {
@@ -170,8 +168,9 @@ pub enum Reply {
     Ack { applied: u64 },
     /// The frame `seq` asked for durability: 0 = durable, else the errno.
     SyncAck { seq: u64, errno: i32 },
-    /// Frame `seq` found these objects missing or different: send them (again).
-    Redo { seq: u64, volume: Volume, ids: Vec<FileId> },
+    /// Frame `seq` found these objects missing or different: send them (again). `lost`: they have
+    /// no known place here, so their directory must come again too.
+    Redo { seq: u64, volume: Volume, ids: Vec<FileId>, lost: bool },
     /// Bytes that differ.
     Want { volume: Volume, id: FileId, ranges: Vec<(u64, u64)> },
     /// The target stopped applying at `seq`.

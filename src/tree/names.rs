@@ -56,8 +56,8 @@ impl Tree {
         found
     }
 
-    /// Looks through the whole tree for a name of the inode `ino` with this handle.
-    fn scan(&self, ino: u64, handle: &FileHandle) -> Option<Vec<Vec<u8>>> {
+    /// Looks through the whole tree for a name of the inode `ino` with this handle, other than `not`.
+    fn scan(&self, ino: u64, handle: &FileHandle, not: Option<(FileHandle, &[u8])>) -> Option<Vec<Vec<u8>>> {
         let mut dirs = vec![Seen { handle: *self.backing.root_handle(), parent: 0, name: Vec::new() }];
         let mut buf = vec![0; 64 << 10];
         let mut at = 0;
@@ -77,7 +77,7 @@ impl Tree {
                             continue;
                         }
                         let Ok(found) = self.backing.handle_at(fd.as_fd(), entry.name) else { continue };
-                        if found == *handle {
+                        if found == *handle && not != Some((here, entry.name)) {
                             let mut path = vec![entry.name.to_vec()];
                             let mut up = at;
                             while up != 0 {
@@ -100,27 +100,35 @@ impl Tree {
 
     /// A verified name of `id`; see [`Names::alias`]. The caller holds the namespace lock.
     pub fn alias(&self, id: FileId) -> Option<(FileId, Vec<u8>)> {
+        self.alias_except(id, None)
+    }
+
+    /// Like [`Tree::alias`], but never the name `not`: what the object was called before it was
+    /// linked there.
+    pub fn alias_except(&self, id: FileId, not: Option<(FileId, &[u8])>) -> Option<(FileId, Vec<u8>)> {
         if id == FileId::ROOT {
             return None;
         }
         let handle = self.inodes.handle(id)?;
         for (parent, name) in self.inodes.aliases(id) {
-            if self.holds(parent, &name, &handle) {
+            if not != Some((parent, &name)) && self.holds(parent, &name, &handle) {
                 return Some((parent, name));
             }
         }
         let fd = self.open_path(id).ok()?;
         let stat = file::stat(fd.as_fd()).ok()?;
-        if stat.nlink == 0 {
+        if stat.nlink <= u32::from(not.is_some()) {
             return None;
         }
         if let Some(path) = self.backing.path_hint(fd.as_fd())
             && let Some(found) = self.adopt(&path, id, &handle)
+            && not != Some((found.0, &found.1))
         {
             return Some(found);
         }
         tracing::debug!(id = id.0, ino = stat.ino, "no remembered name holds, scanning the tree");
-        let path = self.scan(stat.ino, &handle)?;
+        let not = not.and_then(|(parent, name)| Some((self.inodes.handle(parent)?, name)));
+        let path = self.scan(stat.ino, &handle, not)?;
         self.adopt(&path, id, &handle)
     }
 

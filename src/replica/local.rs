@@ -1,0 +1,134 @@
+//! Small helpers over `sys::file` that both ends of a stream use.
+
+use crate::ports::Errno;
+use crate::proto::Attr;
+use crate::proto::fsop::Xattr;
+use crate::sys::file::{self, Stat};
+use crate::tree::is_hidden_xattr;
+use std::os::fd::BorrowedFd;
+
+/// The attributes that travel.
+pub fn attr_of(stat: &Stat) -> Attr {
+    let kind = stat.kind();
+    let device = kind == libc::S_IFCHR || kind == libc::S_IFBLK;
+    Attr {
+        mode: stat.mode,
+        uid: stat.uid,
+        gid: stat.gid,
+        rdev: if device { stat.rdev } else { 0 },
+        size: if stat.is_file() { stat.size } else { 0 },
+        atime: stat.atime,
+        mtime: stat.mtime,
+    }
+}
+
+/// Names of all xattrs that travel, sorted. A file system without xattrs has none.
+pub fn xattr_names(path: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    let list = match file::list_xattr(path) {
+        Ok(list) => list,
+        Err(Errno(libc::EOPNOTSUPP)) => return Ok(Vec::new()),
+        Err(errno) => return Err(errno),
+    };
+    let names = list.split(|b| *b == 0).filter(|n| !n.is_empty() && !is_hidden_xattr(n));
+    let mut names: Vec<_> = names.map(<[u8]>::to_vec).collect();
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// All xattrs that travel, sorted by name.
+pub fn xattrs_of(path: BorrowedFd<'_>) -> Result<Vec<Xattr>, Errno> {
+    let mut out = Vec::new();
+    for name in xattr_names(path)? {
+        match file::get_xattr(path, &name) {
+            Ok(value) => out.push((name, value.into())),
+            // Removed between the two calls by somebody who bypasses the mount.
+            Err(Errno(libc::ENODATA)) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(out)
+}
+
+/// The parts of [from, to) that are not holes. A file system without SEEK_DATA has one part.
+pub fn data_ranges(fd: BorrowedFd<'_>, from: u64, to: u64) -> Result<Vec<(u64, u64)>, Errno> {
+    let mut out = Vec::new();
+    let mut at = from;
+    while at < to {
+        let start = match file::seek_data(fd, at) {
+            Ok(start) => start,
+            Err(Errno(libc::ENXIO)) => break,
+            Err(Errno(libc::EINVAL | libc::EOPNOTSUPP)) => return Ok(vec![(from, to)]),
+            Err(errno) => return Err(errno),
+        };
+        if start >= to {
+            break;
+        }
+        let end = match file::seek_hole(fd, start) {
+            Ok(end) => end.min(to),
+            // Truncated in between.
+            Err(Errno(libc::ENXIO)) => break,
+            Err(errno) => return Err(errno),
+        };
+        if end <= start {
+            break;
+        }
+        out.push((start, end));
+        at = end;
+    }
+    Ok(out)
+}
+
+/// The complement of `ranges` (sorted) within [from, to).
+pub fn gaps(ranges: &[(u64, u64)], from: u64, to: u64) -> Vec<(u64, u64)> {
+    let mut out = Vec::new();
+    let mut at = from;
+    for &(start, end) in ranges {
+        if start > at {
+            out.push((at, start.min(to)));
+        }
+        at = at.max(end);
+    }
+    if at < to {
+        out.push((at, to));
+    }
+    out
+}
+
+/// Fills `buf` from `offset`; what lies past the end of the file stays zero. Returns the bytes read.
+pub fn read_full(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file::pread(fd, &mut buf[done..], offset + done as u64)? {
+            0 => break,
+            n => done += n,
+        }
+    }
+    buf[done..].fill(0);
+    Ok(done)
+}
+
+/// Writes all of `buf` at `offset`.
+pub fn write_full(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file::pwrite(fd, &buf[done..], offset + done as u64)? {
+            0 => return Err(Errno(libc::EIO)),
+            n => done += n,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_the_complement() {
+        assert_eq!(gaps(&[], 3, 9), [(3, 9)]);
+        assert_eq!(gaps(&[(3, 9)], 3, 9), []);
+        assert_eq!(gaps(&[(0, 1), (4, 5)], 0, 9), [(1, 4), (5, 9)]);
+        assert_eq!(gaps(&[(2, 4)], 0, 4), [(0, 2)]);
+        assert_eq!(gaps(&[], 5, 5), []);
+    }
+}

@@ -1,0 +1,292 @@
+//! Live operations while the target is being made equal: what does not fit is made to fit or asked for.
+//!
+//! The source's word is true at this position of the stream: an object that stands in the way is
+//! displaced, a missing one is asked for again (`Redo`). Only errors of the machine itself (space,
+//! I/O, limits) end the stream.
+
+use super::apply::Apply;
+use super::ops::{self, Failed, RENAME_EXCHANGE, at};
+use super::table::Table;
+use crate::ports::Errno;
+use crate::proto::{FileId, FsOp};
+use crate::sys::backing::FileHandle;
+use crate::sys::file::{self, Entries};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Deepest directory that is removed or walked (each level holds one descriptor).
+const DEPTH_MAX: usize = 1024;
+
+/// Errors of the machine or the file system, not of a tree that differs.
+fn is_fatal(errno: Errno) -> bool {
+    matches!(
+        errno.0,
+        libc::ENOSPC
+            | libc::EDQUOT
+            | libc::EIO
+            | libc::EROFS
+            | libc::EMFILE
+            | libc::ENFILE
+            | libc::ENOMEM
+            | libc::EOPNOTSUPP
+            | libc::EFBIG
+            | libc::E2BIG
+            | libc::ENAMETOOLONG
+            | libc::EMLINK
+            | libc::EACCES
+            | libc::EPERM
+    )
+}
+
+impl Apply {
+    /// Applies `op` in a resync.
+    pub(super) fn apply_leniently(&mut self, v: usize, op: &FsOp, bulk: &[u8]) -> Result<(), Failed> {
+        self.keep_overwritten(v, op, bulk.len() as u64);
+        let moved = self.moved_objects(v, op);
+        let result = self.tables[v].apply(op, bulk);
+        let Err(failed) = result else {
+            self.after(v, op, &moved);
+            return Ok(());
+        };
+        if is_fatal(failed.0) {
+            return Err(failed);
+        }
+        match op {
+            FsOp::Bind { id, parent, .. } => {
+                self.tables[v].unbind(*id);
+                self.redo(v, vec![*id, *parent], true);
+            }
+            FsOp::Forget { .. } | FsOp::Fsync { .. } => {}
+            FsOp::Make { parent, name, .. } | FsOp::Symlink { parent, name, .. } => {
+                self.again(v, op, bulk, *parent, name, &[*parent])?;
+            }
+            FsOp::Link { id, parent, name, .. } => {
+                self.again(v, op, bulk, *parent, name, &[*parent, *id])?;
+                self.after(v, op, &moved);
+            }
+            FsOp::Tmpfile { id, attr, xattrs, .. } => {
+                let op = FsOp::Tmpfile { parent: FileId::ROOT, id: *id, attr: *attr, xattrs: xattrs.clone() };
+                self.tables[v].apply(&op, bulk)?;
+            }
+            FsOp::Unlink { parent, name, .. } | FsOp::Rmdir { parent, name, .. } => {
+                // Gone is what it should be; anything else in its place must go too.
+                self.displace_at(v, *parent, name)?;
+                self.redo(v, vec![*parent], false);
+            }
+            FsOp::Rename { parent, to_parent, to_name, flags, .. } => {
+                if *flags & RENAME_EXCHANGE == 0 {
+                    self.displace_at(v, *to_parent, to_name)?;
+                    match self.tables[v].apply(op, bulk) {
+                        Ok(()) => {
+                            self.after(v, op, &moved);
+                            return Ok(());
+                        }
+                        Err(failed) if is_fatal(failed.0) => return Err(failed),
+                        Err(_) => {}
+                    }
+                }
+                self.redo(v, vec![*parent, *to_parent], false);
+            }
+            FsOp::SetXattr { id, name, mode, .. } => {
+                let plain = FsOp::SetXattr { id: *id, name: name.clone(), flags: 0, mode: *mode };
+                match self.tables[v].apply(&plain, bulk) {
+                    Ok(()) => {}
+                    Err(failed) if is_fatal(failed.0) => return Err(failed),
+                    Err(_) => self.redo_inode(v, *id),
+                }
+            }
+            FsOp::RemoveXattr { .. } if failed.0 == Errno(libc::ENODATA) => {}
+            FsOp::Write { id, .. }
+            | FsOp::SetAttr { id, .. }
+            | FsOp::RemoveXattr { id, .. }
+            | FsOp::Fallocate { id, .. } => self.redo_inode(v, *id),
+        }
+        Ok(())
+    }
+
+    fn redo_inode(&mut self, v: usize, id: FileId) {
+        let unlinked = self.tables[v].node(id).is_some_and(|n| n.unlinked);
+        if !unlinked {
+            self.redo(v, vec![id], true);
+        }
+    }
+
+    /// Makes room at (parent, name) and tries once more; else asks for `ids`.
+    fn again(
+        &mut self,
+        v: usize,
+        op: &FsOp,
+        bulk: &[u8],
+        parent: FileId,
+        name: &[u8],
+        ids: &[FileId],
+    ) -> Result<(), Failed> {
+        self.displace_at(v, parent, name)?;
+        match self.tables[v].apply(op, bulk) {
+            Ok(()) => Ok(()),
+            Err(failed) if is_fatal(failed.0) => Err(failed),
+            Err(_) => {
+                self.redo(v, ids.to_vec(), true);
+                Ok(())
+            }
+        }
+    }
+
+    /// Handles of the objects that a rename or link will put somewhere, before it does.
+    fn moved_objects(&self, v: usize, op: &FsOp) -> Vec<(FileId, Option<FileHandle>)> {
+        let table = &self.tables[v];
+        let look = |dir: FileId, name: &[u8]| {
+            let path = table.path(dir).ok()?;
+            table.tree.backing.handle_at(path.as_fd(), name).ok()
+        };
+        match op {
+            FsOp::Rename { parent, name, to_parent, to_name, flags, .. } => {
+                let mut out = vec![(*to_parent, look(*parent, name))];
+                if flags & RENAME_EXCHANGE != 0 {
+                    out.push((*parent, look(*to_parent, to_name)));
+                }
+                out
+            }
+            FsOp::Link { id, parent, .. } => vec![(*parent, table.node(*id).map(|n| n.handle))],
+            _ => Vec::new(),
+        }
+    }
+
+    /// An object whose place was never confirmed may not be what the source means: where it went must
+    /// be looked at again, because the place it came from will not show it any more.
+    fn after(&mut self, v: usize, op: &FsOp, moved: &[(FileId, Option<FileHandle>)]) {
+        if let FsOp::Make { id, .. } | FsOp::Symlink { id, .. } | FsOp::Tmpfile { id, .. } = op
+            && let Some(q) = self.quarantine(v)
+        {
+            q.born(*id);
+        }
+        for (dir, handle) in moved {
+            let table = &self.tables[v];
+            let sure =
+                handle.and_then(|h| table.id_of(&h)).and_then(|id| table.node(id)).is_some_and(|n| n.placed);
+            if !sure {
+                self.redo(v, vec![*dir], false);
+            }
+        }
+    }
+
+    /// Keeps the bytes that a live operation is about to destroy, if they were never the source's.
+    fn keep_overwritten(&mut self, v: usize, op: &FsOp, len: u64) {
+        let (id, from, length) = match op {
+            FsOp::Write { id, offset, .. } => (*id, *offset, len),
+            FsOp::SetAttr { id, size: Some(size), .. } => (*id, *size, u64::MAX),
+            FsOp::Fallocate { id, mode, offset, length, .. } if *mode & !1 != 0 => {
+                // Everything but plain allocation; collapse and insert move the rest of the file.
+                (*id, *offset, if mode & 0x28 != 0 { u64::MAX } else { *length })
+            }
+            _ => return,
+        };
+        self.keep_range(v, id, from, length);
+    }
+
+    pub(super) fn keep_range(&mut self, v: usize, id: FileId, from: u64, length: u64) {
+        let Self { tables, quarantines, .. } = self;
+        if let Some(q) = quarantines.get_mut(v)
+            && let Ok(fd) = tables[v].data(id)
+        {
+            q.keep_range(id, fd.as_fd(), from, length);
+        }
+    }
+
+    /// Removes what stands at (parent, name), if anything does.
+    pub(super) fn displace_at(&mut self, v: usize, parent: FileId, name: &[u8]) -> Result<(), Failed> {
+        match self.tables[v].path(parent) {
+            Ok(dir) => self.displace(v, dir.as_fd(), name),
+            // An unknown parent has nothing in it.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Moves `name` into quarantine or removes it with everything below; ids in it mean nothing any more.
+    pub(super) fn displace(&mut self, v: usize, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Failed> {
+        let (handle, stat) = match self.tables[v].tree.backing.lookup(dir, name) {
+            Ok(found) => found,
+            Err(Errno(libc::ENOENT | libc::ENOTDIR | libc::ESTALE)) => return Ok(()),
+            Err(errno) => return Err((errno, "look up the displaced")),
+        };
+        // Another name still holds the content; it is kept block by block if that one changes.
+        if !stat.is_dir() && stat.nlink > 1 {
+            return file::unlink(dir, name).map_err(at("unlink the displaced"));
+        }
+        if let Some(id) = self.tables[v].id_of(&handle) {
+            self.tables[v].unbind(id);
+        }
+        if stat.is_dir() && self.tables[v].len() > 1 {
+            let inner = file::open_at(dir, name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+                .map_err(at("open the displaced"))?;
+            unbind_below(&mut self.tables[v], inner.as_fd(), 0)?;
+        }
+        if self.quarantines.get_mut(v).is_some_and(|q| q.keep_object(dir, name)) {
+            return Ok(());
+        }
+        remove(dir, name, stat.is_dir(), 0)
+    }
+}
+
+fn names_in(dir: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, u8)>, Failed> {
+    let mut raw = vec![0; 64 << 10];
+    let mut out = Vec::new();
+    loop {
+        let len = file::read_dir(dir, &mut raw, None).map_err(at("list the displaced"))?;
+        if len == 0 {
+            return Ok(out);
+        }
+        let real = Entries::new(&raw[..len]).filter(|e| !matches!(e.name, b"." | b".."));
+        out.extend(real.map(|e| (e.name.to_vec(), e.kind)));
+    }
+}
+
+fn is_dir(dir: BorrowedFd<'_>, name: &[u8], kind: u8) -> bool {
+    kind == libc::DT_DIR || (kind == libc::DT_UNKNOWN && file::stat_at(dir, name).is_ok_and(|s| s.is_dir()))
+}
+
+fn too_deep(depth: usize) -> Result<(), Failed> {
+    if depth > DEPTH_MAX { Err((Errno(libc::ELOOP), "a displaced directory is too deep")) } else { Ok(()) }
+}
+
+fn unbind_below(table: &mut Table, dir: BorrowedFd<'_>, depth: usize) -> Result<(), Failed> {
+    too_deep(depth)?;
+    for (name, kind) in names_in(dir)? {
+        let Ok(handle) = table.tree.backing.handle_at(dir, &name) else { continue };
+        if let Some(id) = table.id_of(&handle) {
+            // A file with another name outside stays what it is.
+            let single = file::stat_at(dir, &name).is_ok_and(|s| s.is_dir() || s.nlink == 1);
+            if single {
+                table.unbind(id);
+            }
+        }
+        if is_dir(dir, &name, kind) {
+            let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+            let inner = file::open_at(dir, &name, flags, 0).map_err(at("open the displaced"))?;
+            unbind_below(table, inner.as_fd(), depth + 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// rm -r.
+fn remove(dir: BorrowedFd<'_>, name: &[u8], directory: bool, depth: usize) -> Result<(), Failed> {
+    too_deep(depth)?;
+    if !directory {
+        return file::unlink(dir, name).map_err(at("unlink the displaced"));
+    }
+    {
+        let inner = file::open_at(dir, name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+            .map_err(at("open the displaced"))?;
+        for (name, kind) in names_in(inner.as_fd())? {
+            let directory = is_dir(inner.as_fd(), &name, kind);
+            remove(inner.as_fd(), &name, directory, depth + 1)?;
+        }
+    }
+    file::unlink_dir(dir, name).map_err(at("rmdir the displaced"))
+}
+
+/// The name of the failed operation and step.
+pub(super) fn describe(op: &FsOp, step: &str) -> String {
+    let inode = ops::inode_of(op).map(|id| format!(" of object {}", id.0)).unwrap_or_default();
+    format!("{}{inode}: {step}", ops::name_of(op))
+}

@@ -1,0 +1,337 @@
+//! The receiving side of a cluster: applies the stream in order, acknowledges, gets resynced.
+//!
+//! One apply thread a connection and a small fsync pool. Invariants: a frame is applied only if its
+//! epoch is the connection's and its number the next; an acknowledgement follows the system call; when
+//! `close` returned true no frame will ever be applied or acknowledged any more. A complete standby
+//! applies strictly: the first failure ends the stream and makes the tree unusable
+//! ([`Event::ApplyFailed`]); a resync target repairs (see `lenient`). One descriptor of every file
+//! system is held for life (`Backing::base`), so writeback errors reach `syncfs`.
+//! Deliberately absent: durability of the applied position. After an agent's restart it is unknown and
+//! the node is compared in full.
+
+mod apply;
+mod lenient;
+mod ops;
+mod quarantine;
+mod resync;
+mod table;
+
+use crate::base::{ClusterId, Epoch};
+use crate::ports::Errno;
+use crate::proto::frame::{self, FrameBuf, Kind};
+use crate::proto::stream::{Plan, Reply, StreamHello, Welcome};
+use crate::replica::event::{Event, EventSink};
+use crate::replica::pool::SyncPool;
+use crate::replica::wire::{DataConn, WireError, WireReader, WireWriter};
+use crate::tree::Tree;
+use apply::Apply;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+use table::Table;
+
+pub use quarantine::Limits as QuarantineLimits;
+
+/// The apply thread removes directories recursively.
+const STACK: usize = 16 << 20;
+
+/// Limits of one cluster's receiving side.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The cluster; a hello for another one is refused.
+    pub cluster: ClusterId,
+    /// Threads that wait for fsyncs.
+    pub sync_threads: usize,
+    /// A connection without a hello for this long is given up.
+    pub hello_timeout: Duration,
+    /// What a resync keeps.
+    pub quarantine: QuarantineLimits,
+}
+
+impl Config {
+    /// The defaults for `cluster`.
+    pub fn new(cluster: ClusterId) -> Self {
+        Self {
+            cluster,
+            sync_threads: 4,
+            hello_timeout: Duration::from_secs(10),
+            quarantine: QuarantineLimits::default(),
+        }
+    }
+}
+
+/// Why a stream was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The connection failed.
+    #[error("accepting the stream")]
+    Wire(#[from] WireError),
+    /// The hello does not fit what both sides agreed on.
+    #[error("the stream was refused: {0}")]
+    Refused(String),
+    /// The apply thread of the last connection still hangs in a system call.
+    #[error("the last apply thread has not ended")]
+    Busy,
+    /// The apply thread could not be started.
+    #[error("starting the apply thread")]
+    Thread(#[source] std::io::Error),
+}
+
+#[derive(Default)]
+struct Position {
+    stream: u128,
+    applied: Option<u64>,
+}
+
+pub(in crate::replica) struct Shared {
+    cfg: Config,
+    events: EventSink,
+    pool: SyncPool,
+    position: Mutex<Position>,
+    closing: AtomicBool,
+    /// A sync failed: apply nothing more.
+    failed: AtomicBool,
+    released: Mutex<Option<Epoch>>,
+    wake: Condvar,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn set_applied(&self, applied: Option<u64>) {
+        lock(&self.position).applied = applied;
+    }
+
+    /// A sync of the pool ended. A failure makes the tree unusable: it is never retried, because a
+    /// second try would succeed without the lost pages.
+    fn sync_done(&self, writer: &WireWriter, epoch: Epoch, seq: u64, result: Result<(), Errno>) {
+        let errno = result.err().map_or(0, |e| e.0);
+        let mut out = Vec::new();
+        if frame::encode_into(&mut out, Kind::Reply, 0, epoch, &Reply::SyncAck { seq, errno }, &[]).is_ok() {
+            // A closed connection is reported by the apply thread.
+            let _ = writer.send(&out);
+        }
+        if errno != 0 {
+            tracing::error!(%epoch, seq, errno, "sync failed; what is on disk is unknown");
+            self.failed.store(true, Ordering::Release);
+            self.set_applied(None);
+            (self.events)(Event::SyncFailed { epoch, errno });
+            writer.flush(Duration::from_millis(500));
+            writer.close();
+        }
+    }
+}
+
+struct Running {
+    writer: Arc<WireWriter>,
+    thread: JoinHandle<Vec<Table>>,
+}
+
+/// See the module's documentation.
+pub struct Standby {
+    shared: Arc<Shared>,
+    trees: Vec<Arc<Tree>>,
+    running: Mutex<Option<Running>>,
+    /// Bindings of the last stream, for a replay.
+    tables: Mutex<Option<Vec<Table>>>,
+}
+
+impl Standby {
+    /// The receiving side over `trees` (index = volume).
+    pub fn new(cfg: Config, trees: Vec<Arc<Tree>>, events: EventSink) -> std::io::Result<Self> {
+        let pool = SyncPool::new(&format!("sbsync-{}", cfg.cluster), cfg.sync_threads)?;
+        let shared = Arc::new(Shared {
+            cfg,
+            events,
+            pool,
+            position: Mutex::default(),
+            closing: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            released: Mutex::new(None),
+            wake: Condvar::new(),
+        });
+        Ok(Self { shared, trees, running: Mutex::new(None), tables: Mutex::new(None) })
+    }
+
+    /// Last applied position, if known.
+    pub fn applied(&self) -> Option<u64> {
+        lock(&self.shared.position).applied
+    }
+
+    /// This node was the writer up to here and its standby had everything: it goes on from this position.
+    pub fn adopt_position(&self, applied: Option<u64>) {
+        *lock(&self.shared.position) = Position { stream: 0, applied };
+    }
+
+    /// Waits for the hello, answers it, starts to apply. Blocks up to `hello_timeout`; closes an older
+    /// stream first. `plan` is what both cores agreed on.
+    pub fn accept(&self, conn: DataConn, epoch: Epoch, plan: Plan) -> Result<(), AcceptError> {
+        if !self.close(Duration::from_secs(5)) {
+            return Err(AcceptError::Busy);
+        }
+        let (mut wire, writer) = conn.split(&format!("dst-{}", self.shared.cfg.cluster))?;
+        let writer = Arc::new(writer);
+        let mut buf = FrameBuf::new();
+        let hello = self.hello(&mut wire, &mut buf, epoch)?;
+        let answer = self.judge(&hello, plan);
+        let welcome = match &answer {
+            Ok(applied) => Welcome::Accepted { applied: *applied },
+            Err(reason) => Welcome::Refused { reason: reason.clone() },
+        };
+        let mut out = Vec::new();
+        frame::encode_into(&mut out, Kind::Welcome, 0, epoch, &welcome, &[]).map_err(WireError::from)?;
+        let applied = match answer {
+            Ok(applied) => applied,
+            Err(reason) => {
+                let _ = writer.send(&out);
+                writer.flush(Duration::from_secs(1));
+                return Err(AcceptError::Refused(reason));
+            }
+        };
+        let kept = lock(&self.tables).take();
+        let same = lock(&self.shared.position).stream == hello.stream;
+        let tables = match kept {
+            Some(tables) if same => tables,
+            _ => self.trees.iter().map(|t| Table::new(Arc::clone(t))).collect(),
+        };
+        let lenient = matches!(plan, Plan::Resync { .. });
+        let quarantines =
+            if plan == (Plan::Resync { quarantine: true }) { self.quarantines() } else { Vec::new() };
+        *lock(&self.shared.position) = Position { stream: hello.stream, applied: Some(applied) };
+        *lock(&self.shared.released) = None;
+        self.shared.closing.store(false, Ordering::Release);
+        self.shared.failed.store(false, Ordering::Release);
+        wire.set_timeout(None)?;
+        writer.send(&out)?;
+        let apply = Apply {
+            shared: Arc::clone(&self.shared),
+            tables,
+            quarantines,
+            writer: Arc::clone(&writer),
+            epoch,
+            lenient,
+            asked: false,
+            dir_parts: None,
+            xattr_parts: None,
+            out: Vec::new(),
+            seq: applied,
+            acked: applied,
+            reported: Instant::now(),
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("apply-{}", self.shared.cfg.cluster))
+            .stack_size(STACK)
+            .spawn(move || apply.run(wire, buf))
+            .map_err(AcceptError::Thread)?;
+        *lock(&self.running) = Some(Running { writer, thread });
+        Ok(())
+    }
+
+    fn quarantines(&self) -> Vec<quarantine::Quarantine> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let limits = self.shared.cfg.quarantine;
+        let make = |tree: &Arc<Tree>| {
+            let mut q = quarantine::Quarantine::new(Arc::clone(tree), limits, now);
+            q.prepare();
+            q
+        };
+        self.trees.iter().map(make).collect()
+    }
+
+    fn hello(
+        &self,
+        wire: &mut WireReader,
+        buf: &mut FrameBuf,
+        epoch: Epoch,
+    ) -> Result<StreamHello, AcceptError> {
+        let end = Instant::now() + self.shared.cfg.hello_timeout;
+        loop {
+            if let Some(frame) = buf.next_frame().map_err(WireError::from)? {
+                if frame.prefix.kind != Kind::Hello || frame.prefix.epoch != epoch {
+                    let (kind, got) = (frame.prefix.kind, frame.prefix.epoch);
+                    return Err(AcceptError::Refused(format!("{kind:?} of epoch {got}, expected {epoch}")));
+                }
+                return Ok(frame.message().map_err(WireError::from)?);
+            }
+            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            wire.set_timeout(Some(left))?;
+            wire.fill(buf)?;
+        }
+    }
+
+    /// The position to go on from, or why not.
+    fn judge(&self, hello: &StreamHello, plan: Plan) -> Result<u64, String> {
+        if hello.cluster != self.shared.cfg.cluster {
+            return Err(format!("cluster {} expected", self.shared.cfg.cluster));
+        }
+        if usize::from(hello.volumes) != self.trees.len() {
+            return Err(format!("{} volumes here, {} there", self.trees.len(), hello.volumes));
+        }
+        if hello.plan != plan {
+            return Err(format!("plan {:?} expected", plan));
+        }
+        let before = hello.from.checked_sub(1).ok_or("positions start at 1")?;
+        if matches!(plan, Plan::Resync { .. }) {
+            return Ok(before);
+        }
+        let position = lock(&self.shared.position);
+        let Some(applied) = position.applied else { return Err("the applied position is unknown".into()) };
+        // Another stream has other names for everything: only without a single missing frame.
+        let fits = if position.stream == hello.stream { applied >= before } else { applied == before };
+        if fits {
+            Ok(applied)
+        } else {
+            Err(format!("applied up to {applied}, the stream starts at {}", hello.from))
+        }
+    }
+
+    /// Goes on behind the UpToDate marker of `epoch`: the driver has synced and persisted.
+    pub fn release_marker(&self, epoch: Epoch) {
+        *lock(&self.shared.released) = Some(epoch);
+        self.shared.wake.notify_all();
+    }
+
+    /// syncfs of every volume, through the descriptors held for life.
+    pub fn sync(&self) -> Result<(), Errno> {
+        self.trees.iter().try_for_each(|tree| tree.backing.sync_fs())
+    }
+
+    /// Ends the stream. True: no frame of it will ever be applied or acknowledged; what was received
+    /// and not applied is dropped. False: the running operation did not end `within`; ask again.
+    pub fn close(&self, within: Duration) -> bool {
+        let mut running = lock(&self.running);
+        let Some(current) = running.take() else { return true };
+        {
+            // Under the lock that the marker's wait uses, so that it cannot miss it.
+            let _released = lock(&self.shared.released);
+            self.shared.closing.store(true, Ordering::Release);
+            self.shared.wake.notify_all();
+        }
+        current.writer.close();
+        let end = Instant::now() + within;
+        while !current.thread.is_finished() {
+            if Instant::now() >= end {
+                *running = Some(current);
+                return false;
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        match current.thread.join() {
+            Ok(tables) => *lock(&self.tables) = Some(tables),
+            Err(_) => {
+                tracing::error!("the apply thread panicked");
+                self.shared.set_applied(None);
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Standby {
+    fn drop(&mut self) {
+        self.close(Duration::from_secs(2));
+    }
+}

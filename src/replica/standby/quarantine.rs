@@ -1,0 +1,273 @@
+//! What a resync removes or overwrites on the target is kept here (I5).
+//!
+//! `.skc/quarantine/<utc-seconds>/objects/<n>-<name>`: removed objects, moved; `blocks/<n>`: sparse
+//! files with the bytes that were overwritten, at their offsets; `index.jsonl`: one line an item with
+//! the path it had. Each block of a file is kept once: as it was before the resync touched it.
+//! Bounded by size and by free space; past a bound nothing more is kept and `truncated` says so.
+//! Failure to keep (no space, I/O) truncates as well: the resync itself goes on.
+
+use crate::ports::Errno;
+use crate::proto::FileId;
+use crate::proto::stream::BLOCK;
+use crate::replica::local;
+use crate::sys::file;
+use crate::tree::{HIDDEN_DIR, Tree};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// Limits of one resync's quarantine.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes of overwritten blocks.
+    pub bytes: u64,
+    /// Moved objects.
+    pub objects: u64,
+    /// Free space, in hundredths of the file system, below which nothing more is kept.
+    pub free_percent: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: 4 << 30, objects: 1_000_000, free_percent: 10 }
+    }
+}
+
+/// Blocks of one file that need no keeping any more.
+#[derive(Default)]
+struct Saved {
+    settled: Vec<u64>,
+    /// Made by the stream: nothing in it was ever only ours.
+    born: bool,
+    number: Option<u64>,
+}
+
+impl Saved {
+    fn is_settled(&self, block: u64) -> bool {
+        self.born
+            || self.settled.get((block / 64) as usize).is_some_and(|word| word & (1 << (block % 64)) != 0)
+    }
+
+    fn settle(&mut self, block: u64) {
+        let word = (block / 64) as usize;
+        if self.settled.len() <= word {
+            self.settled.resize(word + 1, 0);
+        }
+        self.settled[word] |= 1 << (block % 64);
+    }
+}
+
+struct Dirs {
+    objects: OwnedFd,
+    blocks: OwnedFd,
+    index: OwnedFd,
+    index_at: u64,
+}
+
+/// See the module. One a volume and resync.
+pub(super) struct Quarantine {
+    tree: Arc<Tree>,
+    limits: Limits,
+    name: String,
+    dirs: Option<Dirs>,
+    files: HashMap<FileId, Saved>,
+    /// The block file written last.
+    open: Option<(u64, OwnedFd)>,
+    next: u64,
+    checked_at: u64,
+    pub kept_bytes: u64,
+    pub kept_objects: u64,
+    pub truncated: bool,
+    buf: Vec<u8>,
+}
+
+fn open_or_make_dir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
+    match file::make_dir(dir, name, 0o700) {
+        Ok(()) | Err(Errno(libc::EEXIST)) => {}
+        Err(errno) => return Err(errno),
+    }
+    file::open_at(dir, name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+}
+
+impl Quarantine {
+    pub fn new(tree: Arc<Tree>, limits: Limits, utc_seconds: u64) -> Self {
+        Self {
+            tree,
+            limits,
+            name: utc_seconds.to_string(),
+            dirs: None,
+            files: HashMap::new(),
+            open: None,
+            next: 0,
+            checked_at: 0,
+            kept_bytes: 0,
+            kept_objects: 0,
+            truncated: false,
+            buf: Vec::new(),
+        }
+    }
+
+    /// Makes `.skc` before the root's directory step sets the root's mtime for good.
+    pub fn prepare(&mut self) {
+        if let Err(errno) = open_or_make_dir(self.tree.backing.base(), HIDDEN_DIR) {
+            self.give_up("creating it", errno);
+        }
+    }
+
+    fn make_dirs(&self) -> Result<Dirs, Errno> {
+        let root = self.tree.backing.base();
+        let hidden = open_or_make_dir(root, HIDDEN_DIR)?;
+        let all = open_or_make_dir(hidden.as_fd(), b"quarantine")?;
+        let own = open_or_make_dir(all.as_fd(), self.name.as_bytes())?;
+        let flags = libc::O_RDWR | libc::O_CREAT;
+        let index = file::open_at(own.as_fd(), b"index.jsonl", flags, 0o600)?;
+        Ok(Dirs {
+            objects: open_or_make_dir(own.as_fd(), b"objects")?,
+            blocks: open_or_make_dir(own.as_fd(), b"blocks")?,
+            index_at: file::stat(index.as_fd())?.size,
+            index,
+        })
+    }
+
+    fn give_up(&mut self, what: &str, errno: Errno) {
+        if !self.truncated {
+            let error = std::io::Error::from_raw_os_error(errno.0);
+            tracing::warn!(what, %error, "quarantine keeps nothing more");
+            self.truncated = true;
+        }
+    }
+
+    /// May something more be kept? Makes the directories at the first time.
+    fn ready(&mut self) -> bool {
+        if self.truncated {
+            return false;
+        }
+        if self.dirs.is_none() {
+            match self.make_dirs() {
+                Ok(dirs) => self.dirs = Some(dirs),
+                Err(errno) => self.give_up("creating it", errno),
+            }
+        }
+        if self.kept_bytes >= self.limits.bytes || self.kept_objects >= self.limits.objects {
+            self.give_up("its size limit is reached", Errno(libc::EDQUOT));
+        }
+        if self.kept_bytes >= self.checked_at {
+            self.checked_at = self.kept_bytes + (16 << 20);
+            let low = self
+                .tree
+                .backing
+                .stat_fs()
+                .is_ok_and(|s| s.bavail * 100 < s.blocks * self.limits.free_percent);
+            if low {
+                self.give_up("little space is left", Errno(libc::ENOSPC));
+            }
+        }
+        !self.truncated
+    }
+
+    fn note(&mut self, line: &serde_json::Value) {
+        let Some(dirs) = &mut self.dirs else { return };
+        let text = format!("{line}\n");
+        match local::write_full(dirs.index.as_fd(), text.as_bytes(), dirs.index_at) {
+            Ok(()) => dirs.index_at += text.len() as u64,
+            Err(errno) => self.give_up("writing the index", errno),
+        }
+    }
+
+    /// Path below the root, for the index. Bytes that are no UTF-8 are escaped.
+    fn path_of(&self, fd: BorrowedFd<'_>) -> String {
+        match self.tree.backing.path_hint(fd) {
+            Some(parts) => {
+                let parts: Vec<_> = parts.iter().map(|p| p.escape_ascii().to_string()).collect();
+                parts.join("/")
+            }
+            None => String::new(),
+        }
+    }
+
+    /// Moves an object away; `false`: not kept, the caller removes it.
+    pub fn keep_object(&mut self, dir: BorrowedFd<'_>, name: &[u8]) -> bool {
+        if !self.ready() {
+            return false;
+        }
+        let number = self.next;
+        self.next += 1;
+        // A number makes it unique; a long name is cut.
+        let mut kept = format!("{number}-").into_bytes();
+        kept.extend(name.iter().take(200));
+        let parent = self.path_of(dir);
+        let Some(dirs) = &self.dirs else { return false };
+        if let Err(errno) = file::rename(dir, name, dirs.objects.as_fd(), &kept, 0) {
+            self.give_up("moving an object", errno);
+            return false;
+        }
+        self.kept_objects += 1;
+        let was = format!("{parent}/{}", name.escape_ascii());
+        self.note(
+            &serde_json::json!({"object": number, "kept": kept.escape_ascii().to_string(), "path": was}),
+        );
+        true
+    }
+
+    /// These bytes are as the source has them: nothing of them has to be kept.
+    pub fn settle(&mut self, id: FileId, offset: u64, length: u64) {
+        let saved = self.files.entry(id).or_default();
+        for block in offset / BLOCK..(offset + length).div_ceil(BLOCK) {
+            saved.settle(block);
+        }
+    }
+
+    /// The object was made by the stream: nothing of it has to be kept.
+    pub fn born(&mut self, id: FileId) {
+        self.files.insert(id, Saved { born: true, ..Saved::default() });
+    }
+
+    /// Keeps what [offset, offset + length) of `fd` holds now, whole blocks, each once.
+    pub fn keep_range(&mut self, id: FileId, fd: BorrowedFd<'_>, offset: u64, length: u64) {
+        if length == 0 || !self.ready() {
+            return;
+        }
+        let Ok(stat) = file::stat(fd) else { return };
+        let end = offset.saturating_add(length).min(stat.size);
+        if offset >= end {
+            return;
+        }
+        for block in offset / BLOCK..end.div_ceil(BLOCK) {
+            if self.files.get(&id).is_some_and(|s| s.is_settled(block)) {
+                continue;
+            }
+            self.files.entry(id).or_default().settle(block);
+            let from = block * BLOCK;
+            let data = local::data_ranges(fd, from, (from + BLOCK).min(stat.size)).unwrap_or_default();
+            for (start, end) in data {
+                if let Err(errno) = self.keep_bytes(id, fd, start, end) {
+                    self.give_up("keeping a block", errno);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn keep_bytes(&mut self, id: FileId, fd: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Errno> {
+        self.buf.resize((end - start) as usize, 0);
+        local::read_full(fd, &mut self.buf, start)?;
+        let known = self.files.get(&id).and_then(|s| s.number);
+        let number = known.unwrap_or(self.next);
+        if known.is_none() {
+            self.next += 1;
+            self.files.entry(id).or_default().number = Some(number);
+            let path = self.path_of(fd);
+            self.note(&serde_json::json!({"blocks": number, "path": path}));
+        }
+        if !self.open.as_ref().is_some_and(|(n, _)| *n == number) {
+            let dirs = self.dirs.as_ref().ok_or(Errno(libc::EIO))?;
+            let flags = libc::O_RDWR | libc::O_CREAT;
+            let out = file::open_at(dirs.blocks.as_fd(), number.to_string().as_bytes(), flags, 0o600)?;
+            self.open = Some((number, out));
+        }
+        let Some((_, out)) = &self.open else { return Err(Errno(libc::EIO)) };
+        local::write_full(out.as_fd(), &self.buf, start)?;
+        self.kept_bytes += end - start;
+        Ok(())
+    }
+}

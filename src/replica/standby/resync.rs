@@ -1,0 +1,413 @@
+//! The target's side of the ordered resync: make it so, answer what is missing.
+
+use super::apply::{Apply, End, protocol};
+use super::ops::{self, Failed, at};
+use super::table::Table;
+use crate::ports::Errno;
+use crate::proto::fsop::Xattr;
+use crate::proto::stream::{BLOCK, DIGEST, Entry, EntryKind, Reply, Resync, SPAN};
+use crate::proto::{Attr, FileId};
+use crate::replica::local;
+use crate::replica::pump::digests;
+use crate::sys::file::{self, Entries, Stat};
+use crate::tree::is_hidden;
+use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+/// FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (linux/falloc.h).
+const PUNCH: u32 = 3;
+/// Entries of one directory: what a source with this much memory could list at all.
+const ENTRIES_MAX: usize = 32 << 20;
+/// Collected bytes of one object's xattrs.
+const XATTRS_MAX: usize = 64 << 20;
+
+fn mode_of(kind: &EntryKind) -> (u32, u64) {
+    match kind {
+        EntryKind::File => (libc::S_IFREG, 0),
+        EntryKind::Dir => (libc::S_IFDIR, 0),
+        EntryKind::Symlink(_) => (libc::S_IFLNK, 0),
+        EntryKind::Fifo => (libc::S_IFIFO, 0),
+        EntryKind::Socket => (libc::S_IFSOCK, 0),
+        EntryKind::Char(rdev) => (libc::S_IFCHR, *rdev),
+        EntryKind::Block(rdev) => (libc::S_IFBLK, *rdev),
+    }
+}
+
+/// Could this object (O_PATH) be the entry's without being replaced?
+fn same_kind(path: BorrowedFd<'_>, kind: &EntryKind, own: &Stat) -> bool {
+    let (mode, rdev) = mode_of(kind);
+    if own.kind() != mode {
+        return false;
+    }
+    match kind {
+        EntryKind::Symlink(target) => file::read_link(path).is_ok_and(|own| own == *target),
+        EntryKind::Char(_) | EntryKind::Block(_) => own.rdev == rdev,
+        _ => true,
+    }
+}
+
+/// The id is not (or not as this type) here.
+const fn is_lost(errno: Errno) -> bool {
+    matches!(errno.0, libc::ESTALE | libc::ENOENT | libc::EISDIR | libc::ENOTDIR | libc::EINVAL)
+}
+
+impl Apply {
+    /// The outer error is the peer's, the inner one this machine's.
+    pub(super) fn resync_step(&mut self, step: Resync, bulk: &[u8]) -> Result<Result<(), Failed>, End> {
+        if !matches!(step, Resync::Dir { .. }) && self.dir_parts.is_some() {
+            return Err(protocol("a directory was not finished"));
+        }
+        Ok(match step {
+            Resync::Dir { volume, id, entries, end } => {
+                let v = self.table_index(volume)?;
+                let mut parts = self.dir_parts.take().unwrap_or((v, id, Vec::new()));
+                if (parts.0, parts.1) != (v, id) || parts.2.len() + entries.len() > ENTRIES_MAX {
+                    return Err(protocol("parts of two directories are mixed, or too many entries"));
+                }
+                parts.2.extend(entries);
+                match end {
+                    Some((attr, xattrs)) => self.directory(v, id, &parts.2, &attr, &xattrs),
+                    None => {
+                        self.dir_parts = Some(parts);
+                        Ok(())
+                    }
+                }
+            }
+            Resync::Hash { volume, id, offset, length, holes, digests } => {
+                let blocks = length.div_ceil(BLOCK) as usize;
+                if length > SPAN || offset.checked_add(length).is_none() || digests.len() != blocks * DIGEST {
+                    return Err(protocol(format!(
+                        "hash of {length} bytes with {} digest bytes",
+                        digests.len()
+                    )));
+                }
+                let v = self.table_index(volume)?;
+                let result = self.compare(v, id, offset, length, &holes, &digests);
+                self.or_lost(v, id, result)
+            }
+            Resync::Fill { volume, id, offset } => {
+                let v = self.table_index(volume)?;
+                let result = self.fill(v, id, offset, bulk);
+                self.or_lost(v, id, result)
+            }
+            Resync::Hole { volume, id, offset, length } => {
+                let v = self.table_index(volume)?;
+                let result = self.hole(v, id, offset, length);
+                self.or_lost(v, id, result)
+            }
+            Resync::Meta { volume, id, attr, xattrs, more } => {
+                let v = self.table_index(volume)?;
+                let mut parts = self.xattr_parts.take().unwrap_or((v, id, Vec::new()));
+                parts.2.extend(xattrs);
+                let bytes: usize = parts.2.iter().map(|(n, x)| n.len() + x.len()).sum();
+                if (parts.0, parts.1) != (v, id) || bytes > XATTRS_MAX {
+                    return Err(protocol("xattrs of two objects are mixed, or too many"));
+                }
+                if more {
+                    self.xattr_parts = Some(parts);
+                    return Ok(Ok(()));
+                }
+                let result = self.meta(v, id, &attr, &parts.2);
+                self.or_lost(v, id, result)
+            }
+            Resync::End => {
+                self.end();
+                Ok(())
+            }
+        })
+    }
+
+    /// An object that is not here is asked for; other errors are ours.
+    fn or_lost(&mut self, v: usize, id: FileId, result: Result<(), Failed>) -> Result<(), Failed> {
+        match result {
+            Err((errno, _)) if is_lost(errno) => {
+                self.redo(v, vec![id], true);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn directory(
+        &mut self,
+        v: usize,
+        id: FileId,
+        entries: &[Entry],
+        attr: &Attr,
+        xattrs: &[Xattr],
+    ) -> Result<(), Failed> {
+        let dir = match self.open_dir(v, id) {
+            Ok(dir) => dir,
+            Err(errno) if is_lost(errno) => {
+                self.redo(v, vec![id], true);
+                return Ok(());
+            }
+            Err(errno) => return Err((errno, "open directory")),
+        };
+        let wanted: HashSet<&[u8]> = entries.iter().map(|e| &e.name[..]).collect();
+        for name in own_names(dir.as_fd())? {
+            if !wanted.contains(&name[..]) && !is_hidden(id, &name) {
+                self.displace(v, dir.as_fd(), &name)?;
+            }
+        }
+        let mut fresh = Vec::new();
+        for entry in entries {
+            if is_hidden(id, &entry.name) {
+                continue;
+            }
+            if self.place(v, dir.as_fd(), entry)? {
+                fresh.push(entry.id);
+            }
+        }
+        ops::set_attr(dir.as_fd(), attr, xattrs)?;
+        if !fresh.is_empty() {
+            self.redo(v, fresh, false);
+        }
+        Ok(())
+    }
+
+    fn open_dir(&self, v: usize, id: FileId) -> Result<std::os::fd::OwnedFd, Errno> {
+        let path = self.tables[v].path(id)?;
+        file::open_dir(path.as_fd())
+    }
+
+    /// Makes `entry` the object its id means. True: its content here is not known to be the source's.
+    fn place(&mut self, v: usize, dir: BorrowedFd<'_>, entry: &Entry) -> Result<bool, Failed> {
+        let table = &mut self.tables[v];
+        // By descriptor, so that handle and attributes belong together.
+        let own = match file::open_at(dir, &entry.name, libc::O_PATH, 0) {
+            Ok(fd) => {
+                let handle = table.tree.backing.handle_of(fd.as_fd()).map_err(at("handle"))?;
+                let stat = file::stat(fd.as_fd()).map_err(at("stat"))?;
+                Some((handle, same_kind(fd.as_fd(), &entry.kind, &stat)))
+            }
+            Err(Errno(libc::ENOENT)) => None,
+            Err(errno) => return Err((errno, "look up")),
+        };
+        let node = table.node(entry.id).copied();
+        if let (Some((handle, true)), Some(node)) = (&own, node)
+            && node.handle == *handle
+        {
+            let was = node.placed;
+            if let Some(node) = table.node_mut(entry.id) {
+                node.placed = true;
+                node.unlinked = false;
+            }
+            return Ok(!was);
+        }
+        // Known as another object of the same type: this name is one more link to it.
+        if let Some(node) = node
+            && entry.kind != EntryKind::Dir
+            && let Ok(path) = table.path(entry.id)
+            && file::stat(path.as_fd()).is_ok_and(|s| s.nlink > 0 && same_kind(path.as_fd(), &entry.kind, &s))
+        {
+            self.displace(v, dir, &entry.name)?;
+            match file::link_at(path.as_fd(), dir, &entry.name) {
+                Ok(()) => {
+                    if let Some(node) = self.tables[v].node_mut(entry.id) {
+                        node.placed = true;
+                        node.unlinked = false;
+                    }
+                    return Ok(!node.placed);
+                }
+                Err(errno @ Errno(libc::ENOENT | libc::ESTALE)) => {
+                    tracing::debug!(id = entry.id.0, errno = errno.0, "the linked object is gone");
+                }
+                Err(errno) => return Err((errno, "link")),
+            }
+        }
+        let table = &mut self.tables[v];
+        table.unbind(entry.id);
+        if let Some((handle, true)) = own
+            && table.id_of(&handle).is_none()
+            && table.tree.backing.handle_at(dir, &entry.name).is_ok_and(|h| h == handle)
+        {
+            table.bind(entry.id, handle, true);
+            return Ok(true);
+        }
+        self.displace(v, dir, &entry.name)?;
+        self.create(v, dir, entry)?;
+        Ok(true)
+    }
+
+    fn create(&mut self, v: usize, dir: BorrowedFd<'_>, entry: &Entry) -> Result<(), Failed> {
+        let table: &mut Table = &mut self.tables[v];
+        if let EntryKind::Symlink(target) = &entry.kind {
+            file::make_symlink(dir, &entry.name, target).map_err(at("symlink"))?;
+        } else {
+            let (kind, rdev) = mode_of(&entry.kind);
+            let attr = Attr { mode: kind | 0o600, rdev, ..Attr::default() };
+            let fd = ops::make(dir, &entry.name, &attr).map_err(at("create"))?;
+            if let Some(fd) = fd {
+                let handle = table.tree.backing.handle_of(fd.as_fd()).map_err(at("handle"))?;
+                table.bind(entry.id, handle, true);
+                table.remember(entry.id, &Arc::new(fd));
+            }
+        }
+        let handle = table.tree.backing.handle_at(dir, &entry.name).map_err(at("handle"))?;
+        table.bind(entry.id, handle, true);
+        if let Some(q) = self.quarantine(v) {
+            q.born(entry.id);
+        }
+        Ok(())
+    }
+
+    fn compare(
+        &mut self,
+        v: usize,
+        id: FileId,
+        offset: u64,
+        length: u64,
+        holes: &[(u64, u64)],
+        theirs: &[u8],
+    ) -> Result<(), Failed> {
+        let fd = self.tables[v].data(id).map_err(at("open"))?;
+        let fd = fd.as_fd();
+        let end = offset + length;
+        let size = file::stat(fd).map_err(at("stat"))?.size;
+        let data = local::data_ranges(fd, offset, end.min(size)).map_err(at("holes"))?;
+        let mut bytes = vec![0; length as usize];
+        for &(start, stop) in &data {
+            let part = &mut bytes[(start - offset) as usize..(stop - offset) as usize];
+            local::read_full(fd, part, start).map_err(at("read"))?;
+        }
+        let own_holes = local::gaps(&data, offset, end);
+        // Digests of what reads here, holes of theirs as they would be sent.
+        let ours = digests(&bytes, offset, holes);
+        let mut want: Vec<(u64, u64)> = Vec::new();
+        for (n, (our, their)) in ours.chunks(DIGEST).zip(theirs.chunks(DIGEST)).enumerate() {
+            let from = offset + n as u64 * BLOCK;
+            let to = (from + BLOCK).min(end);
+            let hole = *their == [0; DIGEST];
+            if hole {
+                self.punch(v, id, fd, from, to, &data, size)?;
+                continue;
+            }
+            let short = to > size;
+            let their_data = local::gaps(holes, from, to);
+            // Data of theirs where we have a hole: equal bytes, but the allocation differs.
+            let unallocated = their_data.iter().any(|&(a, b)| own_holes.iter().any(|&(c, d)| a < d && c < b));
+            if our != their || short || unallocated {
+                match want.last_mut() {
+                    Some(last) if last.0 + last.1 == from => last.1 += to - from,
+                    _ => want.push((from, to - from)),
+                }
+                continue;
+            }
+            for &(a, b) in holes {
+                let (a, b) = (a.max(from), b.min(to));
+                if a < b {
+                    self.punch(v, id, fd, a, b, &data, size)?;
+                }
+            }
+            if let Some(q) = self.quarantines.get_mut(v) {
+                q.settle(id, from, to - from);
+            }
+        }
+        if !want.is_empty() {
+            self.asked = true;
+            let volume = self.tables[v].volume();
+            self.reply(&Reply::Want { volume, id, ranges: want });
+        }
+        Ok(())
+    }
+
+    /// Makes [from, to) a hole as far as it is within the file and holds data.
+    #[allow(clippy::too_many_arguments)] // one call, two callers, all of it is at hand there
+    fn punch(
+        &mut self,
+        v: usize,
+        id: FileId,
+        fd: BorrowedFd<'_>,
+        from: u64,
+        to: u64,
+        data: &[(u64, u64)],
+        size: u64,
+    ) -> Result<(), Failed> {
+        let to = to.min(size);
+        for &(a, b) in data {
+            let (a, b) = (a.max(from), b.min(to));
+            if a >= b {
+                continue;
+            }
+            if let Some(q) = self.quarantines.get_mut(v) {
+                q.keep_range(id, fd, a, b - a);
+            }
+            match file::fallocate(fd, PUNCH, a, b - a) {
+                Ok(()) => {}
+                Err(Errno(libc::EOPNOTSUPP)) => zero(fd, a, b)?,
+                Err(errno) => return Err((errno, "punch")),
+            }
+        }
+        Ok(())
+    }
+
+    fn hole(&mut self, v: usize, id: FileId, offset: u64, length: u64) -> Result<(), Failed> {
+        let fd = self.tables[v].data(id).map_err(at("open"))?;
+        let size = file::stat(fd.as_fd()).map_err(at("stat"))?.size;
+        let end = offset.saturating_add(length).min(size);
+        let data = local::data_ranges(fd.as_fd(), offset, end).map_err(at("holes"))?;
+        self.punch(v, id, fd.as_fd(), offset, end, &data, size)
+    }
+
+    fn fill(&mut self, v: usize, id: FileId, offset: u64, bytes: &[u8]) -> Result<(), Failed> {
+        let fd = self.tables[v].data(id).map_err(at("open"))?;
+        if let Some(q) = self.quarantines.get_mut(v) {
+            q.keep_range(id, fd.as_fd(), offset, bytes.len() as u64);
+        }
+        local::write_full(fd.as_fd(), bytes, offset).map_err(at("write"))
+    }
+
+    fn meta(&mut self, v: usize, id: FileId, attr: &Attr, xattrs: &[Xattr]) -> Result<(), Failed> {
+        let path = self.tables[v].path(id).map_err(at("open"))?;
+        let own = file::stat(path.as_fd()).map_err(at("stat"))?;
+        if own.kind() != attr.mode & libc::S_IFMT {
+            return Err((Errno(libc::ESTALE), "another type"));
+        }
+        if own.is_file() && own.size != attr.size {
+            let fd = self.tables[v].data(id).map_err(at("open"))?;
+            if let Some(q) = self.quarantines.get_mut(v).filter(|_| attr.size < own.size) {
+                q.keep_range(id, fd.as_fd(), attr.size, own.size - attr.size);
+            }
+            file::set_len(fd.as_fd(), attr.size).map_err(at("truncate"))?;
+        }
+        ops::set_attr(path.as_fd(), attr, xattrs)
+    }
+
+    /// The source has nothing more: make what we have durable, so that the sync at the marker is short.
+    fn end(&mut self) {
+        self.asked = false;
+        let trees: Vec<_> = self.tables.iter().map(|t| Arc::clone(&t.tree)).collect();
+        let (shared, writer) = (Arc::clone(&self.shared), Arc::clone(&self.writer));
+        let (epoch, seq) = (self.epoch, self.seq);
+        self.shared.pool.run(Box::new(move || {
+            let result = trees.iter().try_for_each(|tree| tree.backing.sync_fs());
+            shared.sync_done(&writer, epoch, seq, result);
+        }));
+    }
+}
+
+fn zero(fd: BorrowedFd<'_>, from: u64, to: u64) -> Result<(), Failed> {
+    let zeros = vec![0; (to - from).min(BLOCK) as usize];
+    let mut at_offset = from;
+    while at_offset < to {
+        let n = (to - at_offset).min(zeros.len() as u64);
+        local::write_full(fd, &zeros[..n as usize], at_offset).map_err(at("write zeros"))?;
+        at_offset += n;
+    }
+    Ok(())
+}
+
+fn own_names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Failed> {
+    let mut raw = vec![0; 256 << 10];
+    let mut out = Vec::new();
+    loop {
+        let len = file::read_dir(dir, &mut raw, None).map_err(at("list directory"))?;
+        if len == 0 {
+            return Ok(out);
+        }
+        let real = Entries::new(&raw[..len]).filter(|e| !matches!(e.name, b"." | b".."));
+        out.extend(real.map(|e| e.name.to_vec()));
+    }
+}

@@ -1,0 +1,290 @@
+//! The live stream: equality, gates, replay, failures.
+
+use crate::random::{Rng, step};
+use crate::support::{LONG, Pair, until};
+use skc::ports::{Errno, Gate};
+use skc::proto::stream::Plan;
+use skc::replica::Event;
+use std::time::{Duration, Instant};
+
+fn run_random(pair: &Pair, seed: u64, steps: usize) -> Vec<u64> {
+    let mut r = Rng(seed);
+    (0..steps).filter_map(|_| step(&pair.mirror, &mut r).ok()).collect()
+}
+
+#[test]
+fn random_operations_leave_equal_trees() {
+    for seed in 0..6 {
+        let mut pair = Pair::new();
+        pair.ready();
+        for unique in run_random(&pair, seed, 600) {
+            assert_eq!(pair.mirror.wait(unique), 0, "seed {seed}");
+        }
+        pair.assert_equal();
+    }
+}
+
+#[test]
+fn random_operations_leave_equal_trees_over_tls() {
+    let mut pair = Pair::new();
+    pair.gate(Gate::Alone(pair.epoch));
+    pair.try_connect(Plan::Resync { quarantine: false }, true).unwrap();
+    pair.finish_resync();
+    pair.gate(Gate::Replicated(pair.epoch));
+    for unique in run_random(&pair, 99, 600) {
+        assert_eq!(pair.mirror.wait(unique), 0);
+    }
+    let big = vec![7; 1 << 20];
+    pair.mirror.create("big").unwrap();
+    for n in 0..40 {
+        let unique = pair.mirror.write("big", n << 20, &big).unwrap();
+        assert_eq!(pair.mirror.wait(unique), 0);
+    }
+    pair.assert_equal();
+}
+
+#[test]
+fn nothing_is_answered_before_the_standby_has_it() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.mirror.create("f").unwrap();
+    for n in 0..200_u64 {
+        let unique = pair.mirror.write("f", n * 8, &n.to_le_bytes()).unwrap();
+        assert_eq!(pair.mirror.wait(unique), 0);
+        let there = std::fs::read(pair.b.path().join("f")).unwrap();
+        assert_eq!(there[(n * 8) as usize..], n.to_le_bytes());
+    }
+}
+
+#[test]
+fn frozen_parks_and_replay_brings_what_was_missed() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.mirror.create("f").map(|u| pair.mirror.wait(u)).unwrap();
+    // The connection breaks under load: some operations are applied here only.
+    let mut waiting = run_random(&pair, 5, 100);
+    pair.standby.close(LONG);
+    pair.event("StreamDown", |_, e| matches!(e, Event::StreamDown { .. }).then_some(()));
+    waiting.extend(run_random(&pair, 6, 50));
+    waiting.push(pair.mirror.write("f", 0, b"unsent").unwrap());
+    pair.gate(Gate::Frozen);
+    let last = *waiting.last().unwrap();
+    assert_eq!(pair.mirror.replies.get(last), None, "answered without a standby");
+    pair.connect(Plan::Replay);
+    pair.event("ReplayDone", |_, e| matches!(e, Event::ReplayDone { .. }).then_some(()));
+    assert_eq!(pair.mirror.replies.get(last), None, "answered while frozen");
+    pair.gate(Gate::Replicated(pair.epoch));
+    for unique in waiting {
+        assert_eq!(pair.mirror.wait(unique), 0);
+    }
+    for unique in run_random(&pair, 7, 100) {
+        assert_eq!(pair.mirror.wait(unique), 0);
+    }
+    pair.assert_equal();
+}
+
+#[test]
+fn parked_requests_run_after_the_thaw() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.gate(Gate::Frozen);
+    std::thread::scope(|scope| {
+        let mirror = &pair.mirror;
+        let threads: Vec<_> = (0..8)
+            .map(|n| scope.spawn(move || mirror.create(&format!("f{n}")).map(|u| mirror.wait(u))))
+            .collect();
+        assert!(std::fs::read_dir(pair.a.path()).unwrap().next().is_none(), "applied while frozen");
+        pair.gate(Gate::Replicated(pair.epoch));
+        for thread in threads {
+            assert_eq!(thread.join().unwrap(), Ok(0));
+        }
+    });
+    pair.assert_equal();
+}
+
+#[test]
+fn going_alone_answers_what_waits_and_bars_replay() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.mirror.create("f").map(|u| pair.mirror.wait(u)).unwrap();
+    pair.standby.close(LONG);
+    pair.event("StreamDown", |_, e| matches!(e, Event::StreamDown { .. }).then_some(()));
+    let unique = pair.mirror.write("f", 0, b"alone").unwrap();
+    let sync = pair.mirror.fsync("f", Ok(())).unwrap();
+    pair.gate(Gate::Frozen);
+    assert!(pair.mirror.primary.replay_from().is_some());
+    assert_eq!(pair.mirror.replies.get(unique), None);
+    pair.gate(Gate::Alone(pair.epoch));
+    assert_eq!((pair.mirror.wait(unique), pair.mirror.wait(sync)), (0, 0));
+    assert_eq!(pair.mirror.primary.replay_from(), None);
+    assert!(pair.try_connect(Plan::Replay, false).is_err());
+    pair.ready();
+    pair.assert_equal();
+}
+
+#[test]
+fn shut_answers_eio_and_refuses() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.mirror.create("f").map(|u| pair.mirror.wait(u)).unwrap();
+    pair.standby.close(LONG);
+    let unique = pair.mirror.write("f", 0, b"lost").unwrap();
+    pair.gate(Gate::Frozen);
+    pair.gate(Gate::Shut);
+    assert_eq!(pair.mirror.wait(unique), libc::EIO);
+    assert_eq!(pair.mirror.create("g"), Err(Errno(libc::EIO)));
+    pair.gate(Gate::ReadOnly);
+    assert_eq!(pair.mirror.create("g"), Err(Errno(libc::EROFS)));
+}
+
+#[test]
+fn fsync_waits_for_both_disks() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.mirror.create("f").unwrap();
+    pair.mirror.write("f", 0, b"x").unwrap();
+    let unique = pair.mirror.fsync("f", Ok(())).unwrap();
+    assert_eq!(pair.mirror.wait(unique), 0);
+    let unique = pair.mirror.fsync("f", Err(Errno(libc::EIO))).unwrap();
+    assert_eq!(pair.mirror.wait(unique), libc::EIO);
+    pair.event("LocalDiskError", |_, e| {
+        matches!(e, Event::LocalDiskError { errno: libc::EIO }).then_some(())
+    });
+    assert!(pair.mirror.primary.drain(LONG));
+    assert_eq!(pair.mirror.primary.position(), pair.standby.applied());
+}
+
+#[test]
+fn a_tmpfile_gets_its_name_on_both_sides() {
+    let mut pair = Pair::new();
+    // Made before there is a stream: sent whole when it is linked.
+    pair.gate(Gate::Alone(pair.epoch));
+    let old = pair.mirror.tmpfile().unwrap();
+    pair.mirror.write_id(old, 70_000, b"old content").unwrap();
+    pair.ready();
+    pair.mirror.link_id(old, "old").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+    let new = pair.mirror.tmpfile().unwrap();
+    pair.mirror.write_id(new, 5, b"new content").unwrap();
+    pair.mirror.link_id(new, "new").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+    pair.mirror.link("new", "newer").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+    pair.assert_equal();
+}
+
+#[test]
+fn an_unlinked_file_can_still_be_written() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.mirror.create("f").unwrap();
+    let id = pair.mirror.resolve("f").unwrap();
+    pair.mirror.write("f", 0, b"x").map(|u| pair.mirror.wait(u)).unwrap();
+    let kept = pair.mirror.tree.open(id, libc::O_RDWR).unwrap();
+    pair.mirror.unlink("f").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+    pair.mirror.tree.inodes.set_kept(id, Some(kept));
+    let unique = pair.mirror.write_id(id, 1, b"y").unwrap();
+    assert_eq!(pair.mirror.wait(unique), 0);
+    let unique = pair.mirror.create("f").unwrap();
+    assert_eq!(pair.mirror.wait(unique), 0);
+    pair.assert_equal();
+}
+
+#[test]
+fn a_standby_that_cannot_apply_says_so_and_stops() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.mirror.create("f").map(|u| pair.mirror.wait(u)).unwrap();
+    // Somebody changed the standby's tree behind our back.
+    std::fs::remove_file(pair.b.path().join("f")).unwrap();
+    std::fs::create_dir(pair.b.path().join("g")).unwrap();
+    let unique = pair.mirror.create("g").unwrap();
+    let (errno, what) = pair.event("ApplyFailed", |_, e| match e {
+        Event::ApplyFailed { errno, what, .. } => Some((*errno, what.clone())),
+        _ => None,
+    });
+    assert_eq!(errno, libc::EEXIST, "{what}");
+    assert_eq!(pair.standby.applied(), None);
+    until("stream down", || pair.mirror.primary.in_flight().1 > 0);
+    assert_eq!(pair.mirror.replies.get(unique), None, "answered although the standby failed");
+}
+
+#[test]
+fn frames_of_another_epoch_are_refused() {
+    let mut pair = Pair::new();
+    pair.ready();
+    let (a, b) = crate::support::plain_pair();
+    let standby = pair.standby.clone();
+    let right = skc::base::Epoch { g: 9, s: 9 };
+    let accepting = std::thread::spawn(move || standby.accept(b, right, Plan::Resync { quarantine: false }));
+    let wrong = skc::base::Epoch { g: 8, s: 9 };
+    assert!(pair.mirror.primary.connect(a, wrong, Plan::Resync { quarantine: false }).is_err());
+    assert!(accepting.join().unwrap().is_err());
+}
+
+#[test]
+fn a_full_window_parks_and_moves_on() {
+    let mut pair = Pair::with(
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        |c| (c.window_ops, c.window_bytes) = (4, 64 << 10),
+        |_| {},
+    );
+    pair.ready();
+    pair.mirror.create("f").unwrap();
+    let data = vec![1; 30_000];
+    std::thread::scope(|scope| {
+        for t in 0..8_u64 {
+            let (mirror, data) = (&pair.mirror, &data);
+            scope.spawn(move || {
+                for n in 0..30 {
+                    let unique = mirror.write("f", (t * 30 + n) * 30_000, data).unwrap();
+                    assert_eq!(mirror.wait(unique), 0);
+                }
+            });
+        }
+    });
+    pair.assert_equal();
+}
+
+#[test]
+fn a_target_that_does_not_acknowledge_is_dropped() {
+    let mut pair = Pair::with(
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        |c| c.ack_stall = Duration::from_millis(300),
+        |_| {},
+    );
+    pair.gate(Gate::Alone(pair.epoch));
+    pair.connect(Plan::Resync { quarantine: false });
+    pair.event("ResyncDone", |_, e| matches!(e, Event::ResyncDone { .. }).then_some(()));
+    // A second stream whose other end never reads.
+    pair.standby.close(LONG);
+    pair.mirror.primary.disconnect(LONG);
+    let (a, b) = crate::support::plain_pair();
+    let epoch = skc::base::Epoch { g: 1, s: 50 };
+    let silent = std::thread::spawn(move || {
+        let (mut reader, writer) = b.split("silent").unwrap();
+        let mut buf = skc::proto::frame::FrameBuf::new();
+        let hello = loop {
+            if let Some(frame) = buf.next_frame().unwrap() {
+                break frame.message::<skc::proto::stream::StreamHello>().unwrap();
+            }
+            reader.fill(&mut buf).unwrap();
+        };
+        let mut out = Vec::new();
+        let welcome = skc::proto::stream::Welcome::Accepted { applied: hello.from - 1 };
+        skc::proto::frame::encode_into(&mut out, skc::proto::frame::Kind::Welcome, 0, epoch, &welcome, &[])
+            .unwrap();
+        writer.send(&out).unwrap();
+        (reader, writer)
+    });
+    pair.mirror.primary.connect(a, epoch, Plan::Resync { quarantine: false }).unwrap();
+    let _open = silent.join().unwrap();
+    let start = Instant::now();
+    until("stalled", || {
+        pair.events.try_iter().any(|(_, e)| {
+            matches!(e, Event::StreamDown { why: skc::replica::StreamEnd::Stalled, epoch: e } if e == epoch)
+        })
+    });
+    assert!(start.elapsed() < Duration::from_secs(5));
+    // The application goes on.
+    pair.mirror.create("f").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+}

@@ -1,0 +1,8 @@
+//! Replication of one volume between two directories of this machine, without FUSE: live stream,
+//! ordered resync, replay, failures. Needs root (file handles, ownership).
+
+mod compare;
+mod live;
+mod random;
+mod resync;
+mod support;
