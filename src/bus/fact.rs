@@ -54,6 +54,15 @@ pub enum Fact {
         /// Why.
         reason: String,
     },
+    /// The decision core says what it did.
+    Decision {
+        /// `SKC-V####`.
+        code: String,
+        /// In words.
+        what: String,
+        /// In which epoch.
+        epoch: Epoch,
+    },
     /// The epoch moved.
     EpochChanged {
         /// Now.
@@ -240,6 +249,7 @@ impl Fact {
             Self::ReadyChanged { .. } => Object::new("ready", ""),
             Self::DataStateChanged { .. } => Object::new("data", ""),
             Self::EpochChanged { .. } => Object::new("epoch", ""),
+            Self::Decision { .. } => Object::new("decision", ""),
             Self::GateChanged { .. } => Object::new("gate", ""),
             Self::LinkUp { .. } | Self::LinkDown { .. } => Object::new("link", ""),
             Self::PathChanged { .. } => Object::new("path", ""),
@@ -286,6 +296,7 @@ impl fmt::Display for Fact {
             Self::DataStateChanged { from, to, reason } => {
                 write!(f, "data {from} -> {to}").and_then(|()| note(f, reason))
             }
+            Self::Decision { what, .. } => write!(f, "{what}"),
             Self::EpochChanged { epoch } => write!(f, "epoch {epoch}"),
             Self::GateChanged { gate } => write!(f, "mount is {gate}"),
             Self::LinkUp { path } => write!(f, "link up on {path}"),

@@ -1,1 +1,18 @@
-//! To be written.
+//! The composition root: puts guard, link, store, data path, core and interfaces together.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`agent`] | process start: guard or worker, runtime, orderly end |
+//! | [`node`] | what all clusters share; routes link events; answers the API |
+//! | [`specs`] | the specs in force, validated, durable, exchanged with the peer |
+//! | [`cluster`] | one cluster: volumes, streams, addresses, services, checkers around its core |
+//! | [`beat`] | what heartbeats carry |
+//! | [`status`] | what `skc status` shows |
+
+pub mod agent;
+pub mod beat;
+pub mod cluster;
+pub mod node;
+pub mod operate;
+pub mod specs;
+pub mod status;

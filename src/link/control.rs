@@ -53,6 +53,7 @@ struct Active {
 /// Owns the control connection until the link stops.
 pub(super) async fn run(inner: Arc<Inner>, mut arrivals: mpsc::Receiver<Arrival>) {
     let mut enrolment = inner.enrolment.subscribe();
+    let mut hang_up = inner.hang_up.subscribe();
     let mut active: Option<Active> = None;
     let mut sessions = 0;
     let mut watcher = Watcher::default();
@@ -66,6 +67,13 @@ pub(super) async fn run(inner: Arc<Inner>, mut arrivals: mpsc::Receiver<Arrival>
                 if changed.is_err() { break; }
                 watcher = Watcher::default();
                 end(&inner, &mut active, DownReason::PeerChanged).await;
+            }
+            changed = hang_up.changed() => {
+                if changed.is_err() { break; }
+                let unwanted = *hang_up.borrow_and_update();
+                if active.as_ref().is_some_and(|active| active.session == unwanted) {
+                    end(&inner, &mut active, DownReason::Unwanted).await;
+                }
             }
             Some(arrival) = arrivals.recv() => match arrival {
                 Arrival::Control(new) if new.enrolment == *enrolment.borrow() => {

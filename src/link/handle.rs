@@ -66,6 +66,8 @@ pub(super) struct Inner {
     pub(super) heartbeats: ArcSwapOption<Shared>,
     pub(super) session: watch::Sender<Option<Session>>,
     pub(super) stop: watch::Sender<bool>,
+    /// Number of a session to be closed.
+    pub(super) hang_up: watch::Sender<u64>,
     /// Counts enrolments of a peer during this life.
     pub(super) enrolment: watch::Sender<u64>,
     pub(super) joining: tokio::sync::Mutex<()>,
@@ -170,6 +172,7 @@ impl Link {
             events,
             heartbeats: ArcSwapOption::empty(),
             session: watch::channel(None).0,
+            hang_up: watch::channel(0).0,
             stop: watch::channel(false).0,
             enrolment: watch::channel(0).0,
             joining: tokio::sync::Mutex::default(),
@@ -266,6 +269,11 @@ impl LinkHandle {
         if let Some(threads) = lock(&self.inner.threads).as_ref() {
             threads.wake();
         }
+    }
+
+    /// Closes control connection `session` if it is the present one; it is dialled anew.
+    pub fn hang_up(&self, session: u64) {
+        self.inner.hang_up.send_replace(session);
     }
 
     /// This life of the agent.

@@ -72,6 +72,8 @@ pub enum DownReason {
     PeerChanged,
     /// The connection broke.
     Broken(String),
+    /// The user of the link asked for a fresh connection.
+    Unwanted,
     /// This side shuts down.
     Shutdown,
 }
@@ -85,6 +87,7 @@ impl std::fmt::Display for DownReason {
             Self::Replaced => f.write_str("the peer connected anew"),
             Self::PeerChanged => f.write_str("the peer was enrolled anew"),
             Self::Broken(why) => write!(f, "connection broken: {why}"),
+            Self::Unwanted => f.write_str("a fresh connection is wanted"),
             Self::Shutdown => f.write_str("this agent stops"),
         }
     }

@@ -20,30 +20,32 @@ pub enum Envelope {
     SpecPut {
         /// Which revision this is.
         stamp: SpecStamp,
-        /// The YAML text; empty when the stamp says deleted.
+        /// The YAML text; empty when the stamp says removed.
         text: String,
     },
     /// "Send me this one."
     SpecWant(ClusterId),
 }
 
-/// Identity of one revision of one cluster's spec.
+/// Identity of one revision of one cluster's spec. Order: number, then the author's name: two nodes
+/// that changed the same spec while apart agree which text is in force without a clock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpecStamp {
     /// `metadata.name`.
     pub cluster: ClusterId,
-    /// Counts every change; the higher one is in force on both nodes.
-    pub revision: u64,
-    /// BLAKE3 of the text, to notice equal revisions made on both sides of a cut.
-    pub digest: String,
+    /// One more than the newest its author knew.
+    pub number: u64,
+    /// The node where it was applied.
+    pub node: String,
     /// A tombstone: the cluster was removed.
-    pub deleted: bool,
+    pub removed: bool,
 }
 
-/// Two nodes changed the same spec while apart: which text is in force? The higher revision; at
-/// equal revisions the larger digest, so that both sides decide alike without a clock.
-pub fn newer(mine: &SpecStamp, theirs: &SpecStamp) -> bool {
-    (theirs.revision, &theirs.digest) > (mine.revision, &mine.digest)
+impl SpecStamp {
+    /// Does this one replace `other`?
+    pub fn newer_than(&self, other: &Self) -> bool {
+        (self.number, &self.node) > (other.number, &other.node)
+    }
 }
 
 impl Envelope {
@@ -63,17 +65,17 @@ impl Envelope {
 mod tests {
     use super::*;
 
-    fn stamp(revision: u64, digest: &str) -> SpecStamp {
-        SpecStamp { cluster: ClusterId("c".into()), revision, digest: digest.into(), deleted: false }
+    fn stamp(number: u64, node: &str) -> SpecStamp {
+        SpecStamp { cluster: ClusterId("c".into()), number, node: node.into(), removed: false }
     }
 
     #[test]
     fn both_sides_choose_the_same_spec() {
-        for (a, b) in [(stamp(1, "x"), stamp(2, "a")), (stamp(3, "x"), stamp(3, "y"))] {
-            assert!(newer(&a, &b));
-            assert!(!newer(&b, &a));
+        for (older, newer) in [(stamp(1, "b"), stamp(2, "a")), (stamp(3, "a"), stamp(3, "b"))] {
+            assert!(newer.newer_than(&older));
+            assert!(!older.newer_than(&newer));
         }
-        assert!(!newer(&stamp(1, "x"), &stamp(1, "x")));
+        assert!(!stamp(1, "a").newer_than(&stamp(1, "a")));
     }
 
     #[test]

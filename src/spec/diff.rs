@@ -167,6 +167,7 @@ fn effect(path: &Path) -> Effect {
         // Waiting times are read anew at each start, stop and look.
         ["spec", "services", _, "startTimeout" | "stopTimeout" | "statusInterval"] => Effect::InPlace,
         ["spec", "services", ..] => Effect::RestartsServices,
+        ["spec", "virtualIPs", ..] => Effect::NeedsStop, // addresses move only with the role
         _ => Effect::InPlace,
     }
 }

@@ -1,0 +1,362 @@
+//! One cluster on this node: everything around its decision core.
+//!
+//! Owner tasks: the driver (core and effects), the keeper of the directories (looks again until they
+//! are right), the services task, one task a checker. All of them report to the core's queue and to the bus.
+
+mod checkers;
+mod facts;
+mod services;
+mod streams;
+mod vips;
+mod volumes;
+mod world;
+
+pub use vips::Held;
+
+use super::beat::Key;
+use crate::base::{ClusterId, Epoch, NodeId};
+use crate::bus::Bus;
+use crate::engine::{Cluster, Durable, HeartbeatBody, Input, TreeState};
+use crate::failover::{Driver, Handle, config};
+use crate::guard::client::Guard;
+use crate::guard::message::{FdKind, MountRef, VipRef};
+use crate::link::{DataConn, LinkHandle};
+use crate::spec::ClusterSpec;
+use crate::store::StateDir;
+use crate::store::fence::FenceSlots;
+use crate::sys::clock::boottime;
+use serde::{Deserialize, Serialize};
+use services::Services;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use streams::Streams;
+use tokio::sync::{Notify, watch};
+use volumes::Volumes;
+
+/// How often a directory that cannot be used is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// What all clusters of the node use.
+pub struct Shared {
+    /// This node's name.
+    pub name: String,
+    /// The state directory.
+    pub state: StateDir,
+    /// The bus.
+    pub bus: Bus,
+    /// The pair's link.
+    pub link: LinkHandle,
+    /// The guard process.
+    pub guard: Guard,
+    /// Signs tombstones.
+    pub identity: crate::link::Identity,
+    /// Boot id of this kernel.
+    pub boot: u128,
+    /// What the guard would say for each cluster, and the addresses it would drop.
+    pub fencing: Mutex<Fencing>,
+}
+
+/// What the guard is told about all clusters together.
+#[derive(Debug, Default)]
+pub struct Fencing {
+    tombstones: BTreeMap<ClusterId, ClusterTombstone>,
+    vips: BTreeMap<ClusterId, Vec<VipRef>>,
+    mounts: BTreeMap<ClusterId, Vec<MountRef>>,
+}
+
+/// First words of a data connection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DataHello {
+    /// Whose stream it is.
+    pub cluster: ClusterId,
+    /// Which session.
+    pub epoch: Epoch,
+}
+
+/// A core's tombstone with its cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterTombstone {
+    /// Whose.
+    pub cluster: ClusterId,
+    /// What.
+    pub tombstone: crate::engine::Tombstone,
+}
+
+/// What status shows beside the core's view.
+#[derive(Debug, Clone, Default)]
+pub struct Items {
+    /// Services: name, state, note.
+    pub services: Vec<(String, String, String)>,
+    /// Checkers: name, state, note.
+    pub checkers: Vec<(String, String, String)>,
+    /// Directories: path, state, note.
+    pub directories: Vec<(String, String, String)>,
+}
+
+/// A running cluster.
+pub struct ClusterUnit {
+    /// Its name.
+    pub id: ClusterId,
+    /// Its name in heartbeats.
+    pub key: Key,
+    /// Which of the two nodes this is.
+    pub me: NodeId,
+    /// The core.
+    pub core: Handle,
+    /// Spec in force and its revision.
+    pub spec: RwLock<(Arc<ClusterSpec>, u64)>,
+    /// Data streams.
+    pub streams: Arc<Streams>,
+    /// The virtual addresses.
+    pub vips: watch::Receiver<Held>,
+    /// Services, checkers, directories.
+    pub items: Arc<Mutex<Items>>,
+    /// The services.
+    services: Arc<Services>,
+    volumes: Arc<Mutex<Volumes>>,
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
+    relook: Arc<Notify>,
+    driver: tokio::sync::Mutex<Option<tokio::task::JoinHandle<world::NodeWorld>>>,
+}
+
+impl ClusterUnit {
+    /// Brings a cluster up: reads its fencing record, opens its directories, starts its core.
+    pub async fn start(
+        shared: Arc<Shared>,
+        spec: Arc<ClusterSpec>,
+        revision: u64,
+    ) -> Result<Arc<Self>, String> {
+        let id = ClusterId(spec.metadata.name.clone());
+        let me = config::node_id(&spec, &shared.name)
+            .ok_or_else(|| format!("the spec does not name this node ({})", shared.name))?;
+        let path = shared.state.fence_path(&id).map_err(|e| e.to_string())?;
+        let (fence, durable) =
+            tokio::task::spawn_blocking(move || read_fence(&path)).await.map_err(|e| e.to_string())??;
+        let paths: Vec<PathBuf> = spec.spec.directories.iter().map(|d| d.path.clone()).collect();
+        let volumes = Arc::new(Mutex::new(Volumes::new(id.clone(), shared.state.clone(), &paths)));
+        let mut seed = [0u8; 16];
+        getrandom::fill(&mut seed).map_err(|e| format!("no random bytes: {e}"))?;
+        let core = Cluster::new(
+            me,
+            shared.boot,
+            u128::from_le_bytes(seed),
+            config::core_config(&spec),
+            durable,
+            boottime(),
+        );
+        let streams = Streams::new(id.clone(), &spec, shared.clone());
+        let items = Arc::new(Mutex::new(Items::default()));
+        let relook = Arc::new(Notify::new());
+        let mut parts = None;
+        let (driver, core) = Driver::new(core, boottime, |handle| {
+            let world = world::NodeWorld::new(
+                id.clone(),
+                shared.clone(),
+                &spec,
+                fence,
+                handle,
+                streams.clone(),
+                volumes.clone(),
+                items.clone(),
+                relook.clone(),
+            );
+            parts = Some((world.vips_watch(), world.services.clone()));
+            world
+        });
+        let (vips, services) = parts.ok_or("no world")?;
+        streams.bind(core.clone());
+        let (stop, stopped) = watch::channel(false);
+        let unit = Arc::new(Self {
+            key: Key::of(&id),
+            me,
+            core,
+            spec: RwLock::new((spec, revision)),
+            streams,
+            vips,
+            items,
+            services,
+            volumes,
+            shared,
+            stop,
+            tasks: Mutex::default(),
+            relook,
+            driver: tokio::sync::Mutex::new(Some(tokio::spawn(driver.run(stopped.clone())))),
+            id,
+        });
+        let tasks = vec![
+            tokio::spawn(unit.clone().keep_volumes(stopped.clone())),
+            tokio::spawn(facts::follow(unit.clone(), stopped.clone())),
+            tokio::spawn(checkers::run(unit.clone(), stopped)),
+        ];
+        *unit.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
+        Ok(unit)
+    }
+
+    /// The spec in force.
+    pub fn spec(&self) -> Arc<ClusterSpec> {
+        self.spec.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// What the node's shared parts are.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// A new revision of the spec.
+    pub async fn configure(&self, spec: Arc<ClusterSpec>, revision: u64) {
+        {
+            let mut current = self.spec.write().unwrap_or_else(PoisonError::into_inner);
+            if current.1 == revision {
+                return;
+            }
+            *current = (spec.clone(), revision);
+        }
+        self.core.input(Input::Configure(Box::new(config::core_config(&spec))));
+        self.services.configure(&spec);
+    }
+
+    /// The guard says that a service ended by itself.
+    pub fn service_exited(&self, status: &crate::service::ServiceStatus) {
+        self.services.exited(status);
+    }
+
+    /// What the next heartbeat says, aged to now.
+    pub fn heartbeat(&self) -> HeartbeatBody {
+        let snapshot = self.core.snapshot();
+        let mut body = snapshot.heartbeat;
+        body.heard_ms = body.heard_ms.map(|ms| ms + (boottime() - snapshot.at));
+        body
+    }
+
+    /// Time between heartbeats.
+    pub fn heartbeat_interval(&self) -> Duration {
+        Duration::from_millis(self.spec().spec.heartbeat.interval.as_millis())
+    }
+
+    /// The source's data connection arrived.
+    pub fn accept(&self, epoch: Epoch, conn: DataConn) {
+        self.streams.accept(epoch, conn);
+    }
+
+    /// Looks at the directories until they are right, then mounts them.
+    async fn keep_volumes(self: Arc<Self>, stop: watch::Receiver<bool>) {
+        let mut stop = stop;
+        let mut told = TreeState::Unknown;
+        loop {
+            let unit = self.clone();
+            let looked = tokio::task::spawn_blocking(move || unit.look()).await;
+            let state = looked.unwrap_or(TreeState::DiskError);
+            if state != told {
+                told = state;
+                tracing::info!(cluster = %self.id, ?state, "directories");
+                self.core.input(Input::LocalTree(state));
+            }
+            tokio::select! {
+                biased; // the end first
+                () = ended(&mut stop) => return,
+                () = self.relook.notified() => told = TreeState::Unknown,
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+        }
+    }
+
+    /// Blocking: opens, mounts, tells the guard.
+    fn look(&self) -> TreeState {
+        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = volumes.look();
+        if matches!(state, TreeState::Ok { .. })
+            && let Some(trees) = volumes.trees()
+        {
+            let mounted = self.streams.attach(trees).and_then(|()| match self.streams.replicator() {
+                Some(replicator) => volumes.mount(&replicator),
+                None => Err("no data path".to_owned()),
+            });
+            if let Err(error) = mounted {
+                tracing::error!(cluster = %self.id, error, error_code = "SKC-E3001", "cannot mount");
+                state = TreeState::Missing;
+            }
+            self.tell_guard(&volumes);
+        }
+        let directories = volumes
+            .units
+            .iter()
+            .map(|u| {
+                let word = if u.mount.is_some() { "mounted" } else { "not mounted" };
+                (u.path.display().to_string(), word.to_owned(), u.note.clone())
+            })
+            .collect();
+        self.items.lock().unwrap_or_else(PoisonError::into_inner).directories = directories;
+        state
+    }
+
+    fn tell_guard(&self, volumes: &Volumes) {
+        let mounts: Vec<_> = volumes
+            .units
+            .iter()
+            .filter_map(|u| {
+                let connection = u.mount.as_ref()?.connection();
+                Some(MountRef { path: u.path.display().to_string(), connection })
+            })
+            .collect();
+        let mut fencing = self.shared.fencing.lock().unwrap_or_else(PoisonError::into_inner);
+        if fencing.mounts.get(&self.id) != Some(&mounts) {
+            fencing.mounts.insert(self.id.clone(), mounts);
+            let all = fencing.mounts.values().flatten().cloned().collect();
+            if let Err(error) = self.shared.guard.set_mounts(all) {
+                tracing::error!(%error, "the guard does not take the mounts");
+            }
+            for unit in &volumes.units {
+                if let (Some(mount), Some(tree)) = (&unit.mount, &unit.tree) {
+                    let name = format!("{}:{}", self.id, unit.path.display());
+                    let fds = [(FdKind::Device, mount.device_fd()), (FdKind::Directory, tree.backing.root())];
+                    if let Err(error) = self.shared.guard.hold(&name, &fds) {
+                        tracing::error!(%error, name, "the guard does not hold the descriptors");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Unmounts, leaving plain directories.
+    pub async fn eject(self: &Arc<Self>) {
+        let unit = self.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            unit.volumes.lock().unwrap_or_else(PoisonError::into_inner).unmount();
+        });
+        let _ = done.await;
+    }
+
+    /// Ends all tasks and unmounts.
+    pub async fn remove(self: &Arc<Self>) {
+        self.stop.send_replace(true);
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            task.abort();
+        }
+        if let Some(driver) = self.driver.lock().await.take()
+            && let Ok(mut world) = driver.await
+        {
+            world.end().await;
+        }
+        self.eject().await;
+    }
+}
+
+fn read_fence(path: &std::path::Path) -> Result<(FenceSlots, Option<Durable>), String> {
+    let mut fence = FenceSlots::open(path).map_err(|e| e.to_string())?;
+    let reading = fence.read::<Durable>().map_err(|e| e.to_string())?;
+    if reading.as_ref().is_some_and(|r| r.sibling_damaged) {
+        // A write that a power cut tore was never acted upon (store::fence): the older record stands.
+        tracing::warn!(path = %path.display(), "one fencing slot is damaged, the other one is used");
+    }
+    Ok((fence, reading.map(|r| r.value)))
+}
+
+/// Waits for the order to end (or for nobody being left to give it).
+async fn ended(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}

@@ -1,0 +1,424 @@
+//! The data path of one cluster: gate, sending side, applying side; the replica layer as effects see it.
+//!
+//! Both sides are made when the directories are known (`attach`); a gate set before is remembered.
+//! Everything that blocks runs on blocking threads. Replication events become inputs of the core.
+
+use super::Shared;
+use crate::api::types::ResyncStatus;
+use crate::base::{ClusterId, Epoch, Generation, OpSeq, Rate};
+use crate::bus::Fact;
+use crate::engine::{self, Gate, Input, Plan, StreamFacts, StreamLoss};
+use crate::failover::Handle;
+use crate::link::DataConn;
+use crate::ports::{self, Replicator};
+use crate::proto::stream;
+use crate::replica::{self, Event, EventSink, Primary, Progress, Standby, StreamEnd, primary, standby};
+use crate::spec::ClusterSpec;
+use crate::tree::Tree;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+/// An admitted operation ends within this, or the disk hangs and the gate change is retried.
+const GATE_DEADLINE: Duration = Duration::from_secs(5);
+/// Threads of a stream end within this.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest drain of a hand-over; the core's own deadline is shorter.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What is known of the two sides.
+#[derive(Default)]
+struct State {
+    gate: Option<Gate>,
+    /// The target's session that is being waited for, with what arrived early.
+    expected: Option<(Epoch, Plan)>,
+    early: Option<(Epoch, DataConn)>,
+    /// The stream of this session is open or being opened, as source or target.
+    session: Option<Epoch>,
+    /// This node was the standby up to here (known applied position).
+    applied: Option<u64>,
+    /// This node has been the writer since.
+    writer: bool,
+    progress: Progress,
+    resyncing: bool,
+    marker: Option<(u64, Generation)>,
+}
+
+/// Both sides; absent until the directories are known.
+struct Sides {
+    primary: Arc<Primary>,
+    standby: Arc<Standby>,
+}
+
+/// The data path of one cluster.
+pub struct Streams {
+    id: ClusterId,
+    config: primary::Config,
+    shared: Arc<Shared>,
+    core: OnceLock<Handle>,
+    sides: OnceLock<Sides>,
+    state: Mutex<State>,
+    me: Weak<Self>,
+}
+
+/// Figures for status.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    /// Resync of the standby.
+    pub resync: ResyncStatus,
+    /// The peer's role as far as known.
+    pub peer_role: String,
+    /// Requests put aside while frozen.
+    pub parked: u64,
+    /// Operations sent and not acknowledged.
+    pub unacknowledged: u64,
+}
+
+impl Streams {
+    /// At rest.
+    pub fn new(id: ClusterId, spec: &ClusterSpec, shared: Arc<Shared>) -> Arc<Self> {
+        let mut config = primary::Config::new(id.clone());
+        config.bandwidth = match spec.spec.replication.resync_bandwidth {
+            Rate::Adaptive => None,
+            Rate::PerSecond(size) => Some(size.as_bytes()),
+        };
+        Arc::new_cyclic(|me| Self {
+            id,
+            config,
+            shared,
+            core: OnceLock::new(),
+            sides: OnceLock::new(),
+            state: Mutex::default(),
+            me: me.clone(),
+        })
+    }
+
+    /// Where inputs go.
+    pub fn bind(&self, core: Handle) {
+        let _ = self.core.set(core);
+    }
+
+    fn input(&self, input: Input) {
+        if let Some(core) = self.core.get() {
+            core.input(input);
+        }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The directories are known. Blocking.
+    pub fn attach(&self, trees: Vec<Arc<Tree>>) -> Result<(), String> {
+        if self.sides.get().is_some() {
+            return Ok(());
+        }
+        let sink = self.sink();
+        let primary =
+            Primary::new(self.config.clone(), trees.clone(), sink.clone()).map_err(|e| e.to_string())?;
+        let standby =
+            Standby::new(standby::Config::new(self.id.clone()), trees, sink).map_err(|e| e.to_string())?;
+        let sides = Sides { primary: Arc::new(primary), standby: Arc::new(standby) };
+        if self.sides.set(sides).is_ok() {
+            let gate = self.state().gate;
+            if let Some(gate) = gate {
+                self.apply_gate(gate);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the mounts ask; present after `attach`.
+    pub fn replicator(&self) -> Option<Arc<dyn Replicator>> {
+        self.sides.get().map(|sides| sides.primary.clone() as Arc<dyn Replicator>)
+    }
+
+    /// Sets the gate; complete when nothing relies on the former one.
+    pub async fn set_gate(&self, gate: Gate) {
+        self.state().gate = Some(gate);
+        let Some(me) = self.me.upgrade() else { return };
+        let _ = tokio::task::spawn_blocking(move || me.apply_gate(gate)).await;
+    }
+
+    fn apply_gate(&self, gate: Gate) {
+        let Some(sides) = self.sides.get() else { return };
+        let writes = matches!(gate, Gate::Replicated { .. } | Gate::Alone { .. });
+        if writes {
+            self.become_writer(&mut self.state());
+        }
+        let port = match gate {
+            Gate::ReadOnly => ports::Gate::ReadOnly,
+            Gate::Replicated { epoch } => ports::Gate::Replicated(epoch),
+            Gate::Alone { epoch } => ports::Gate::Alone(epoch),
+            Gate::Frozen => ports::Gate::Frozen,
+            Gate::Shut => ports::Gate::Shut,
+        };
+        while let Err(error) = sides.primary.set_gate(port, GATE_DEADLINE) {
+            tracing::error!(cluster = %self.id, %error, ?gate, error_code = "SKC-E4005", "gate not set yet");
+        }
+    }
+
+    /// Source: a session begins; its connection is being dialled.
+    pub fn begin(&self, epoch: Epoch) {
+        let mut state = self.state();
+        state.session = Some(epoch);
+        state.resyncing = false;
+        self.become_writer(&mut state);
+    }
+
+    /// A standby that takes over goes on numbering where it stands, so that a former primary that is
+    /// whole can be replayed.
+    fn become_writer(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.writer, true)
+            && let Some(applied) = state.applied.take()
+            && let Some(sides) = self.sides.get()
+        {
+            sides.primary.adopt_position(applied);
+        }
+    }
+
+    /// Source: the connection is there.
+    pub fn connect(&self, epoch: Epoch, plan: Plan, conn: DataConn) {
+        let Some(me) = self.me.upgrade() else { return };
+        tokio::task::spawn_blocking(move || {
+            let plan = stream_plan(plan);
+            if me.state().session != Some(epoch) {
+                return; // closed meanwhile
+            }
+            me.state().resyncing = plan != stream::Plan::Replay;
+            let opened = match me.sides.get() {
+                Some(sides) => sides.primary.connect(wire(conn), epoch, plan).map_err(|e| describe(&e)),
+                None => Err("the directories are not open".to_owned()),
+            };
+            match opened {
+                Ok(()) => me.input(Input::StreamUp { s: epoch.s }),
+                Err(error) => {
+                    tracing::warn!(cluster = %me.id, error, "stream not opened");
+                    me.input(Input::StreamDown { s: epoch.s, why: StreamLoss::Closed });
+                }
+            }
+        });
+    }
+
+    /// Target: the source of this session will connect.
+    pub fn expect(&self, epoch: Epoch, plan: Plan) {
+        let early = {
+            let mut state = self.state();
+            state.session = Some(epoch);
+            if state.writer {
+                // The writer became a standby: where its stream stood counts on, if that is known.
+                state.writer = false;
+                if let Some(sides) = self.sides.get() {
+                    sides.standby.adopt_position(sides.primary.position());
+                }
+            }
+            state.expected = Some((epoch, plan));
+            state.early.take().filter(|(e, _)| *e == epoch)
+        };
+        if let Some((epoch, conn)) = early {
+            self.accept(epoch, conn);
+        }
+    }
+
+    /// A data connection of the source arrived.
+    pub fn accept(&self, epoch: Epoch, conn: DataConn) {
+        let plan = {
+            let mut state = self.state();
+            match state.expected {
+                Some((expected, plan)) if expected == epoch => {
+                    state.expected = None;
+                    plan
+                }
+                _ => {
+                    // The source may be quicker than our own verdict: keep the newest one.
+                    state.early = Some((epoch, conn));
+                    return;
+                }
+            }
+        };
+        let Some(me) = self.me.upgrade() else { return };
+        tokio::task::spawn_blocking(move || {
+            let opened = match me.sides.get() {
+                Some(sides) => {
+                    sides.standby.accept(wire(conn), epoch, stream_plan(plan)).map_err(|e| describe(&e))
+                }
+                None => Err("the directories are not open".to_owned()),
+            };
+            match opened {
+                Ok(()) => me.input(Input::StreamUp { s: epoch.s }),
+                Err(error) => {
+                    tracing::warn!(cluster = %me.id, error, "stream not accepted");
+                    me.input(Input::StreamDown { s: epoch.s, why: StreamLoss::Closed });
+                }
+            }
+        });
+    }
+
+    /// Ends whatever stream there is; afterwards no frame of it is applied or acknowledged.
+    pub async fn close(&self) -> StreamFacts {
+        {
+            let mut state = self.state();
+            state.session = None;
+            state.expected = None;
+            state.early = None;
+            state.resyncing = false;
+        }
+        let Some(me) = self.me.upgrade() else { return StreamFacts::default() };
+        tokio::task::spawn_blocking(move || me.close_now()).await.unwrap_or_default()
+    }
+
+    fn close_now(&self) -> StreamFacts {
+        let Some(sides) = self.sides.get() else { return StreamFacts::default() };
+        if !sides.primary.disconnect(CLOSE_DEADLINE) {
+            tracing::error!(cluster = %self.id, "a sending thread did not end in time; it can send no more");
+        }
+        while !sides.standby.close(CLOSE_DEADLINE) {
+            tracing::error!(cluster = %self.id, error_code = "SKC-E4005", "an operation hangs on the disk");
+        }
+        let mut state = self.state();
+        if state.writer {
+            let replay_from = sides.primary.replay_from().map(OpSeq);
+            return StreamFacts { replay_from, applied: sides.primary.position().map(OpSeq) };
+        }
+        let applied = sides.standby.applied();
+        state.applied = applied;
+        StreamFacts { replay_from: applied.map(|a| OpSeq(a + 1)), applied: applied.map(OpSeq) }
+    }
+
+    /// Source: the marker behind which the standby is UpToDate.
+    pub fn mark_up_to_date(&self, epoch: Epoch) {
+        if let Some(sides) = self.sides.get()
+            && let Err(error) = sides.primary.mark_up_to_date(epoch, epoch.g, Generation::default())
+        {
+            tracing::warn!(cluster = %self.id, %error, "marker not sent");
+        }
+    }
+
+    /// Target: go on behind the marker.
+    pub fn release_marker(&self, epoch: Epoch) {
+        if let Some(sides) = self.sides.get() {
+            sides.standby.release_marker(epoch);
+        }
+    }
+
+    /// Waits until everything submitted is acknowledged. Blocking.
+    pub fn drain(&self) -> bool {
+        self.sides.get().is_none_or(|sides| sides.primary.drain(DRAIN_DEADLINE))
+    }
+
+    /// Figures for status.
+    pub fn figures(&self) -> Figures {
+        let state = self.state();
+        let p = state.progress;
+        let unacknowledged = self.sides.get().map_or(0, |s| s.primary.in_flight().1 as u64);
+        Figures {
+            resync: ResyncStatus {
+                active: state.resyncing,
+                files: p.files_done,
+                compared_bytes: p.bytes_compared,
+                bytes: p.bytes_sent,
+                seconds: p.elapsed_ms as f64 / 1e3,
+                eta_s: p.eta_ms.map(|ms| ms / 1000),
+            },
+            peer_role: String::new(),
+            parked: 0,
+            unacknowledged,
+        }
+    }
+
+    fn sink(&self) -> EventSink {
+        let me = self.me.clone();
+        // Called from replication threads, sometimes under their locks: only queues.
+        Arc::new(move |event| {
+            if let Some(me) = me.upgrade() {
+                me.event(event);
+            }
+        })
+    }
+
+    fn event(&self, event: Event) {
+        let cluster = Some(self.id.0.as_str());
+        let bus = &self.shared.bus;
+        match event {
+            Event::StreamDown { epoch, why } => {
+                let loss = match why {
+                    StreamEnd::Protocol(_) => StreamLoss::Protocol,
+                    StreamEnd::Closed(_) | StreamEnd::Stalled | StreamEnd::Unnamed(_) => StreamLoss::Closed,
+                };
+                self.input(Input::StreamDown { s: epoch.s, why: loss });
+            }
+            Event::PeerFailed { epoch, errno, what } => {
+                let code = "SKC-E4001".to_owned();
+                let message = format!("the standby cannot apply {what}: errno {errno}; it is ejected");
+                bus.publish(cluster, Fact::Error { code, object: "standby".to_owned(), message });
+                self.input(Input::StreamDown { s: epoch.s, why: StreamLoss::Closed });
+            }
+            Event::ReplayDone { .. } | Event::UpToDateAcked { .. } => self.state().resyncing = false,
+            Event::ResyncProgress { progress, .. } => {
+                self.state().progress = progress;
+                bus.publish(
+                    cluster,
+                    Fact::ResyncProgress {
+                        done_bytes: progress.bytes_compared,
+                        total_bytes: progress.bytes_total,
+                        bytes_per_second: progress.rate,
+                    },
+                );
+            }
+            Event::ResyncDone { epoch, progress } => {
+                self.state().progress = progress;
+                bus.publish(
+                    cluster,
+                    Fact::ResyncFinished { sent_bytes: progress.bytes_sent, elapsed_ms: progress.elapsed_ms },
+                );
+                self.input(Input::ResyncDone { s: epoch.s });
+            }
+            Event::MarkerReached { epoch, g, cur } => {
+                self.state().marker = Some((g, cur));
+                self.input(Input::MarkerReached { s: epoch.s });
+            }
+            Event::ApplyFailed { epoch, errno, what } => {
+                let code = "SKC-E4001".to_owned();
+                let message = format!("cannot apply {what}: errno {errno}");
+                bus.publish(cluster, Fact::Error { code, object: "standby".to_owned(), message });
+                self.input(Input::StreamDown { s: epoch.s, why: StreamLoss::Apply { errno } });
+            }
+            Event::SyncFailed { epoch, errno } => {
+                let code = "SKC-E3008".to_owned();
+                let message = format!("fsync failed: errno {errno}");
+                bus.publish(cluster, Fact::Error { code, object: "standby".to_owned(), message });
+                self.input(Input::StreamDown { s: epoch.s, why: StreamLoss::Sync });
+            }
+            Event::LocalDiskError { errno } => {
+                let code = "SKC-E3008".to_owned();
+                let message = format!("fsync failed: errno {errno}");
+                bus.publish(cluster, Fact::Error { code, object: "primary".to_owned(), message });
+                self.input(Input::LocalTree(engine::TreeState::DiskError));
+            }
+        }
+    }
+}
+
+fn stream_plan(plan: Plan) -> stream::Plan {
+    match plan {
+        // After a drain nothing is missing: the replay of nothing, under fresh names.
+        Plan::Replay { .. } | Plan::Continue => stream::Plan::Replay,
+        Plan::FullCompare { quarantine } => stream::Plan::Resync { quarantine },
+        Plan::Ranges | Plan::SeedEmpty => stream::Plan::Resync { quarantine: false },
+    }
+}
+
+fn wire(conn: DataConn) -> replica::DataConn {
+    replica::DataConn::tls(conn.tcp, conn.tls, conn.early)
+}
+
+/// An error with its causes in one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,231 @@
+//! The directories of one cluster: opened, recognised, mounted over.
+//!
+//! Purpose: never serve or send a directory that is not the one we know (a volume that was not
+//! mounted, a restored copy). Inputs: paths of the spec, the identity remembered in the state
+//! directory. Outputs: [`TreeState`] for the core, mounts for the application. Failure: a directory
+//! that cannot be used is looked at again by [`Volumes::look`] until it can; nothing is mounted
+//! meanwhile. What runs here blocks (system calls): call it from a blocking thread.
+
+use crate::base::{ClusterId, Volume};
+use crate::engine::TreeState;
+use crate::fuse::{self, Mount};
+use crate::ports::Replicator;
+use crate::store::StateDir;
+use crate::sys::backing::Backing;
+use crate::tree::Tree;
+use crate::tree::identity::{self, Identity, Verdict};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What is remembered of a directory, outside of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    path: PathBuf,
+    identity: Identity,
+    /// Stamps the tree may carry: the newest, and the one before while it is being renewed.
+    stamps: Vec<String>,
+}
+
+/// One directory.
+pub struct VolumeUnit {
+    /// Its path.
+    pub path: PathBuf,
+    /// Opened and recognised.
+    pub tree: Option<Arc<Tree>>,
+    /// Mounted over.
+    pub mount: Option<Mount>,
+    /// What it looks like.
+    pub state: TreeState,
+    /// Why it cannot be used, for status.
+    pub note: String,
+    index: Volume,
+}
+
+/// All directories of a cluster.
+pub struct Volumes {
+    /// In the order of the spec.
+    pub units: Vec<VolumeUnit>,
+    cluster: ClusterId,
+    state: StateDir,
+}
+
+impl Volumes {
+    /// Nothing is touched yet.
+    pub fn new(cluster: ClusterId, state: StateDir, paths: &[PathBuf]) -> Self {
+        let units = paths
+            .iter()
+            .zip(0..)
+            .map(|(path, index)| VolumeUnit {
+                path: path.clone(),
+                tree: None,
+                mount: None,
+                state: TreeState::Unknown,
+                note: String::new(),
+                index: Volume(index),
+            })
+            .collect();
+        Self { units, cluster, state }
+    }
+
+    /// Opens and recognises what is not open yet; the worst state of all directories.
+    pub fn look(&mut self) -> TreeState {
+        let mut worst = TreeState::Ok { empty: true, stamp_ok: true };
+        for unit in &mut self.units {
+            if unit.tree.is_none() {
+                let record = record_name(&self.cluster, unit.index);
+                match open(&self.state, &record, &unit.path) {
+                    Ok((backing, state)) => {
+                        unit.state = state;
+                        unit.note = note(state).to_owned();
+                        if matches!(state, TreeState::Ok { .. }) {
+                            unit.tree = Some(Arc::new(Tree::new(unit.index, backing)));
+                        }
+                    }
+                    Err((state, why)) => {
+                        unit.state = state;
+                        unit.note = why;
+                    }
+                }
+            }
+            worst = combine(worst, unit.state);
+        }
+        worst
+    }
+
+    /// Mounts over every directory; call when `look` said Ok.
+    pub fn mount(&mut self, replicator: &Arc<dyn Replicator>) -> Result<(), String> {
+        for unit in &mut self.units {
+            let Some(tree) = &unit.tree else {
+                return Err(format!("{}: {}", unit.path.display(), unit.note));
+            };
+            if unit.mount.is_none() {
+                match Mount::new(tree.clone(), replicator.clone(), &unit.path) {
+                    Ok(mount) => unit.mount = Some(mount),
+                    Err(error) => {
+                        unit.note = error.to_string();
+                        return Err(format!("{}: {error}", unit.path.display()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The trees, if all are there.
+    pub fn trees(&self) -> Option<Vec<Arc<Tree>>> {
+        self.units.iter().map(|u| u.tree.clone()).collect()
+    }
+
+    /// The operator said that these directories are right as they are: remember them anew.
+    pub fn adopt(&mut self) -> Result<(), String> {
+        for unit in &mut self.units {
+            let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", unit.path.display());
+            let backing = Backing::open(&unit.path).map_err(|e| failed(&format!("errno {}", e.0)))?;
+            let identity = identity::renew(&backing).map_err(|e| failed(&e))?;
+            let record = Record { path: unit.path.clone(), identity, stamps: Vec::new() };
+            put(&self.state, &record_name(&self.cluster, unit.index), &record)?;
+        }
+        Ok(())
+    }
+
+    /// Unmounts all; what cannot be unmounted in order is aborted and detached.
+    pub fn unmount(&mut self) {
+        for unit in &mut self.units {
+            if let Some(mount) = unit.mount.take()
+                && let Err(errno) = mount.unmount()
+            {
+                tracing::warn!(path = %unit.path.display(), errno = errno.0, "unmount");
+            }
+            unit.tree = None;
+            unit.state = TreeState::Unknown;
+        }
+    }
+}
+
+fn record_name(cluster: &ClusterId, volume: Volume) -> String {
+    format!("volumes/{cluster}.{}.json", volume.0)
+}
+
+/// The worse of two states: what keeps a cluster from starting hides what does not.
+fn combine(a: TreeState, b: TreeState) -> TreeState {
+    match (a, b) {
+        (TreeState::Ok { empty: x, stamp_ok: p }, TreeState::Ok { empty: y, stamp_ok: q }) => {
+            TreeState::Ok { empty: x && y, stamp_ok: p && q }
+        }
+        (TreeState::Ok { .. }, other) | (other, _) => other,
+    }
+}
+
+fn note(state: TreeState) -> &'static str {
+    match state {
+        TreeState::Ok { stamp_ok: true, .. } => "",
+        TreeState::Ok { stamp_ok: false, .. } => {
+            "its stamp is not the one remembered: it was restored from a copy; it will be compared in full"
+        }
+        TreeState::Unknown => "not looked at yet",
+        TreeState::Missing => "the directory does not exist",
+        TreeState::Replaced => "this is not the directory that was mirrored (another token or another root)",
+        TreeState::EmptyWhereNotEmpty => {
+            "the directory is empty and has no token: its volume is probably not mounted"
+        }
+        TreeState::DiskError => "its disk does not answer or answers with errors",
+    }
+}
+
+fn open(state: &StateDir, record: &str, path: &Path) -> Result<(Backing, TreeState), (TreeState, String)> {
+    fuse::mountinfo::prepare(path).map_err(|e| (TreeState::Missing, e.to_string()))?;
+    let backing = Backing::open(path).map_err(|e| match e.0 {
+        libc::ENOENT | libc::ENOTDIR => (TreeState::Missing, note(TreeState::Missing).to_owned()),
+        errno => (TreeState::DiskError, format!("cannot be opened: errno {errno}")),
+    })?;
+    let disk = |e: identity::IdentityError| (TreeState::DiskError, e.to_string());
+    let Some(known) = get(state, record).map_err(|e| (TreeState::DiskError, e))? else {
+        let identity = identity::establish(&backing).map_err(disk)?;
+        let fresh = Record { path: path.to_owned(), identity, stamps: Vec::new() };
+        put(state, record, &fresh).map_err(|e| (TreeState::DiskError, e))?;
+        let empty = identity::is_empty(&backing).map_err(disk)?;
+        renew_stamp(state, record, fresh, &backing).map_err(|e| (TreeState::DiskError, e))?;
+        return Ok((backing, TreeState::Ok { empty, stamp_ok: true }));
+    };
+    match identity::check(&backing, &known.identity).map_err(disk)? {
+        Verdict::Ok { empty } => {
+            let stamp =
+                identity::stamp(&backing).map_err(disk)?.map(|s| String::from_utf8_lossy(&s).into_owned());
+            let stamp_ok = known.stamps.is_empty() || stamp.is_some_and(|s| known.stamps.contains(&s));
+            if stamp_ok {
+                renew_stamp(state, record, known, &backing).map_err(|e| (TreeState::DiskError, e))?;
+            }
+            Ok((backing, TreeState::Ok { empty, stamp_ok }))
+        }
+        Verdict::EmptyWhereNotEmpty => {
+            Err((TreeState::EmptyWhereNotEmpty, note(TreeState::EmptyWhereNotEmpty).to_owned()))
+        }
+        Verdict::Missing | Verdict::Replaced => {
+            Err((TreeState::Replaced, note(TreeState::Replaced).to_owned()))
+        }
+    }
+}
+
+/// State first, then the tree: at any power cut the tree's stamp is one of the two remembered.
+fn renew_stamp(state: &StateDir, name: &str, mut record: Record, backing: &Backing) -> Result<(), String> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).map_err(|e| e.to_string())?;
+    let fresh = format!("{:032x}", u128::from_be_bytes(bytes));
+    record.stamps.insert(0, fresh.clone());
+    put(state, name, &record)?;
+    identity::set_stamp(backing, fresh.as_bytes()).map_err(|e| e.to_string())?;
+    record.stamps.truncate(1);
+    put(state, name, &record)
+}
+
+fn get(state: &StateDir, name: &str) -> Result<Option<Record>, String> {
+    let bytes = state.read_small(name).map_err(|e| e.to_string())?;
+    bytes.map(|b| serde_json::from_slice(&b).map_err(|e| format!("{name} is damaged: {e}"))).transpose()
+}
+
+fn put(state: &StateDir, name: &str, record: &Record) -> Result<(), String> {
+    state.make_dir("volumes").map_err(|e| e.to_string())?;
+    let text = serde_json::to_vec_pretty(record).map_err(|e| e.to_string())?;
+    state.write_atomic(name, &text).map_err(|e| e.to_string())
+}

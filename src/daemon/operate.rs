@@ -1,0 +1,184 @@
+//! Answers the API.
+
+use super::node::Node;
+use super::{specs, status};
+use crate::api::{Action, Agent, ApiError, Request};
+use crate::base::ClusterId;
+use crate::bus::{Fact, Item};
+use crate::engine::{OperatorCommand, OperatorResult, Role};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use serde_json::{Value, json};
+use std::sync::{Arc, PoisonError};
+use tokio::sync::mpsc;
+
+/// The agent as the API server sees it.
+pub struct Api(pub Arc<Node>);
+
+impl Agent for Api {
+    fn call(&self, request: Request, more: mpsc::Sender<Value>) -> BoxFuture<'_, Result<Value, ApiError>> {
+        let node = self.0.clone();
+        Box::pin(async move {
+            match request {
+                Request::Ping => Ok(json!({"version": env!("CARGO_PKG_VERSION")})),
+                Request::Status { cluster } => show(&node, cluster),
+                Request::Get { cluster } => get(&node, cluster),
+                Request::Diff { documents } => apply(&node, &documents, true, None).await,
+                Request::Apply { documents, dry_run, check_index } => {
+                    apply(&node, &documents, dry_run, check_index).await
+                }
+                Request::Delete { cluster } => delete(&node, ClusterId(cluster)).await,
+                Request::Operate { cluster, action } => operate(&node, ClusterId(cluster), action).await,
+                Request::Sync { .. } => Err(not_yet("skc sync")),
+                Request::Events { follow, last } => events(&node, follow, last, more).await,
+            }
+        })
+    }
+}
+
+fn not_yet(what: &str) -> ApiError {
+    ApiError::new("SKC-E7021", format!("{what} is not yet there"), "see README, section Not yet")
+}
+
+fn show(node: &Node, cluster: Option<String>) -> Result<Value, ApiError> {
+    if let Some(name) = &cluster
+        && node.unit(&ClusterId(name.clone())).is_none()
+    {
+        return Err(specs::unknown(&ClusterId(name.clone())));
+    }
+    let all: Vec<_> = node
+        .units()
+        .iter()
+        .filter(|u| cluster.as_ref().is_none_or(|name| &u.id.0 == name))
+        .map(|u| status::of(node, u))
+        .collect();
+    Ok(serde_json::to_value(all).unwrap_or_default())
+}
+
+fn get(node: &Node, cluster: Option<String>) -> Result<Value, ApiError> {
+    let specs = node.specs.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(name) = &cluster
+        && specs.get(&ClusterId(name.clone())).is_none()
+    {
+        return Err(specs::unknown(&ClusterId(name.clone())));
+    }
+    let all: Vec<_> = specs
+        .live()
+        .filter(|(c, _)| cluster.as_ref().is_none_or(|name| &c.0 == name))
+        .map(|(c, e)| json!({"name": c.0, "revision": e.revision.number, "text": e.text, "spec": e.spec.as_deref()}))
+        .collect();
+    Ok(Value::Array(all))
+}
+
+pub(super) async fn apply(
+    node: &Arc<Node>,
+    documents: &[crate::api::Document],
+    dry_run: bool,
+    check_index: Option<u64>,
+) -> Result<Value, ApiError> {
+    let (applied, changed) = {
+        let mut specs = node.specs.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = |c: &ClusterId| node.unit(c).is_some_and(|u| u.core.snapshot().view.role != Role::Stop);
+        specs.apply(documents, dry_run, check_index, running)?
+    };
+    for cluster in &changed {
+        node.send_spec(cluster);
+        let revision = applied.iter().find(|a| a.name == cluster.0).map_or(0, |a| a.revision);
+        node.bus().publish(Some(&cluster.0), Fact::SpecApplied { revision });
+    }
+    if !changed.is_empty() {
+        node.reconcile().await;
+    }
+    Ok(serde_json::to_value(applied).unwrap_or_default())
+}
+
+async fn delete(node: &Arc<Node>, cluster: ClusterId) -> Result<Value, ApiError> {
+    if let Some(unit) = node.unit(&cluster)
+        && unit.core.snapshot().view.role != Role::Stop
+    {
+        return Err(ApiError::new(
+            "SKC-E7022",
+            format!("{cluster} runs on this node; nothing was removed"),
+            format!("skc stop {cluster} (on both nodes), then delete"),
+        ));
+    }
+    node.specs.lock().unwrap_or_else(PoisonError::into_inner).remove(&cluster)?;
+    node.send_spec(&cluster);
+    node.reconcile().await;
+    Ok(json!({"text": "removed"}))
+}
+
+async fn operate(node: &Arc<Node>, cluster: ClusterId, action: Action) -> Result<Value, ApiError> {
+    let unit = node.unit(&cluster).ok_or_else(|| specs::unknown(&cluster))?;
+    let command = match action {
+        Action::Start => OperatorCommand::Start,
+        Action::Stop => OperatorCommand::Stop,
+        Action::Swap => OperatorCommand::Swap,
+        Action::Promote { force } => OperatorCommand::Promote { force },
+        Action::Pause => OperatorCommand::Pause,
+        Action::Resume => OperatorCommand::Resume,
+        Action::Adopt { force } => OperatorCommand::Adopt { source: unit.me, force },
+        Action::Eject => {
+            if unit.core.snapshot().view.role != Role::Stop {
+                return Err(ApiError::new(
+                    "SKC-E7023",
+                    format!("{cluster} is not stopped on this node; nothing was unmounted"),
+                    format!("skc stop {cluster}"),
+                ));
+            }
+            unit.eject().await;
+            return Ok(json!({"text": "unmounted; the directories are plain again"}));
+        }
+    };
+    let result = unit.core.operate(command).await;
+    let name = format!("{action:?}").to_lowercase();
+    let (outcome, answer) = match result {
+        Some(OperatorResult::Done) => {
+            ("done".to_owned(), Ok(json!({"text": "done", "status": status::of(node, &unit)})))
+        }
+        Some(OperatorResult::Refused { code, hint }) => (
+            format!("refused ({code})"),
+            Err(ApiError {
+                code: code.to_owned(),
+                message: format!("{name} of {cluster} is refused"),
+                hint: Some(hint),
+            }),
+        ),
+        None => (
+            "unknown".to_owned(),
+            Err(ApiError::new("SKC-E7024", "the cluster ended before it answered", "skc status")),
+        ),
+    };
+    node.bus().publish(Some(&cluster.0), Fact::OperatorAction { action: name, outcome });
+    answer
+}
+
+async fn events(
+    node: &Node,
+    follow: bool,
+    last: usize,
+    more: mpsc::Sender<Value>,
+) -> Result<Value, ApiError> {
+    let (history, mut stream) = node.bus().follow(last);
+    for event in history {
+        let _ = more.send(serde_json::to_value(&*event).unwrap_or_default()).await;
+    }
+    while follow {
+        let item = tokio::select! {
+            biased; // a client that went away ends the stream
+            () = more.closed() => break,
+            item = stream.next() => item,
+        };
+        let value = match item {
+            Some(Item::Event(event)) => serde_json::to_value(&*event).unwrap_or_default(),
+            Some(Item::Missed(count)) => {
+                json!({"text": format!("{count} events were missed"), "missed": count})
+            }
+            None => break,
+        };
+        if more.send(value).await.is_err() {
+            break;
+        }
+    }
+    Ok(Value::Null)
+}

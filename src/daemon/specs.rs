@@ -1,0 +1,289 @@
+//! The specs in force on this node: validated, durable, exchanged with the peer.
+//!
+//! Invariants: a spec is on disk before anything acts on it; a newer revision replaces an older one,
+//! never the other way round; a spec of the peer is validated like an operator's. Absent: reacting to
+//! changes (the node does that with what [`SpecBook::apply`] and [`SpecBook::accept`] return).
+
+use crate::api::{ApiError, Document};
+use crate::base::ClusterId;
+use crate::proto::envelope::{Envelope, SpecStamp};
+use crate::spec::{self, ClusterSpec, Source};
+use crate::store::specs::{Revision, SpecStore, StoredSpec};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A spec in force.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its revision.
+    pub revision: Revision,
+    /// The text as applied; `None` = removed.
+    pub text: Option<String>,
+    /// The parsed spec; `None` = removed or refused by this version.
+    pub spec: Option<Arc<ClusterSpec>>,
+}
+
+impl Entry {
+    fn stamp(&self, cluster: &ClusterId) -> SpecStamp {
+        SpecStamp {
+            cluster: cluster.clone(),
+            number: self.revision.number,
+            node: self.revision.node.clone(),
+            removed: self.text.is_none(),
+        }
+    }
+}
+
+/// What an apply did or would do to one cluster.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Applied {
+    /// `metadata.name`.
+    pub name: String,
+    /// Revision in force afterwards.
+    pub revision: u64,
+    /// created, changed, unchanged.
+    pub result: &'static str,
+    /// Rendered changes.
+    pub changes: Vec<String>,
+}
+
+/// All specs of the pair as this node knows them.
+pub struct SpecBook {
+    store: SpecStore,
+    node: String,
+    entries: BTreeMap<ClusterId, Entry>,
+}
+
+impl SpecBook {
+    /// Reads what is stored. A spec that this version refuses stays stored and is reported by `problems`.
+    pub fn open(store: SpecStore, node: String) -> Result<(Self, Vec<String>), crate::store::StoreError> {
+        let mut problems = Vec::new();
+        let mut entries = BTreeMap::new();
+        for stored in store.list()? {
+            match stored {
+                Ok(StoredSpec { cluster, revision, yaml }) => {
+                    let spec = yaml.as_deref().and_then(|text| match parse_one(&cluster.0, text) {
+                        Ok(spec) => Some(Arc::new(spec)),
+                        Err(error) => {
+                            problems.push(format!("stored spec {cluster}: {}", error.message));
+                            None
+                        }
+                    });
+                    entries.insert(cluster, Entry { revision, text: yaml, spec });
+                }
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        Ok((Self { store, node, entries }, problems))
+    }
+
+    /// Every cluster that is not removed.
+    pub fn live(&self) -> impl Iterator<Item = (&ClusterId, &Entry)> {
+        self.entries.iter().filter(|(_, e)| e.text.is_some())
+    }
+
+    /// One cluster, unless removed.
+    pub fn get(&self, cluster: &ClusterId) -> Option<&Entry> {
+        self.entries.get(cluster).filter(|e| e.text.is_some())
+    }
+
+    /// What the peer needs to know to ask for what it lacks.
+    pub fn stamps(&self) -> Vec<SpecStamp> {
+        self.entries.iter().map(|(cluster, e)| e.stamp(cluster)).collect()
+    }
+
+    /// The message that carries one entry, removed ones included.
+    pub fn put(&self, cluster: &ClusterId) -> Option<Envelope> {
+        let entry = self.entries.get(cluster)?;
+        Some(Envelope::SpecPut { stamp: entry.stamp(cluster), text: entry.text.clone().unwrap_or_default() })
+    }
+
+    /// Which of the peer's specs are newer than ours (to ask for), and which of ours are newer (to send).
+    pub fn compare(&self, theirs: &[SpecStamp]) -> (Vec<ClusterId>, Vec<ClusterId>) {
+        let mut want = Vec::new();
+        let mut send: Vec<ClusterId> = self.entries.keys().cloned().collect();
+        for stamp in theirs {
+            let mine = self.entries.get(&stamp.cluster).map(|e| e.stamp(&stamp.cluster));
+            if mine.as_ref().is_none_or(|mine| stamp.newer_than(mine)) {
+                want.push(stamp.cluster.clone());
+            }
+            if mine.is_none_or(|mine| !mine.newer_than(stamp)) {
+                send.retain(|cluster| cluster != &stamp.cluster);
+            }
+        }
+        (want, send)
+    }
+
+    /// Validates documents against each other and against the other specs in force; says what changes,
+    /// and unless `dry_run` makes it durable. `running` tells whether a cluster runs on this node: a
+    /// change that needs a stop is then refused. Returns the changed clusters for the node to act on.
+    pub fn apply(
+        &mut self,
+        documents: &[Document],
+        dry_run: bool,
+        check_index: Option<u64>,
+        running: impl Fn(&ClusterId) -> bool,
+    ) -> Result<(Vec<Applied>, Vec<ClusterId>), ApiError> {
+        let specs = self.validate(documents)?;
+        // Everything is checked before anything is stored: an apply is in force whole or not at all.
+        for (spec, _) in &specs {
+            self.admit(spec, dry_run, check_index, &running)?;
+        }
+        let mut applied = Vec::new();
+        let mut changed = Vec::new();
+        for (spec, text) in specs {
+            let cluster = ClusterId(spec.metadata.name.clone());
+            let old = self.entries.get(&cluster);
+            let known = old.map_or(0, |e| e.revision.number);
+            let before = old.and_then(|e| e.spec.clone());
+            let changes = lines(&spec::diff(before.as_deref(), &spec));
+            let result = match (&before, changes.is_empty()) {
+                (None, _) => "created",
+                (Some(_), true) => "unchanged",
+                (Some(_), false) => "changed",
+            };
+            let mut revision = known;
+            if result != "unchanged" && !dry_run {
+                revision = known + 1;
+                let stamp = Revision { number: revision, node: self.node.clone() };
+                self.store.save(&cluster, &stamp, &text).map_err(|e| not_stored(&cluster, &e))?;
+                let entry = Entry { revision: stamp, text: Some(text), spec: Some(Arc::new(spec)) };
+                self.entries.insert(cluster.clone(), entry);
+                changed.push(cluster.clone());
+            }
+            applied.push(Applied { name: cluster.0, revision, result, changes });
+        }
+        Ok((applied, changed))
+    }
+
+    fn admit(
+        &self,
+        spec: &ClusterSpec,
+        dry_run: bool,
+        check_index: Option<u64>,
+        running: &impl Fn(&ClusterId) -> bool,
+    ) -> Result<(), ApiError> {
+        let cluster = ClusterId(spec.metadata.name.clone());
+        let old = self.entries.get(&cluster);
+        let known = old.map_or(0, |e| e.revision.number);
+        if let Some(expected) = check_index
+            && expected != known
+        {
+            return Err(ApiError::new(
+                "SKC-E7010",
+                format!(
+                    "{cluster} is at revision {known}, not {expected}: it was changed since; nothing was applied"
+                ),
+                "run `skc diff` again and apply with its revision",
+            ));
+        }
+        let before = old.and_then(|e| e.spec.as_deref());
+        let mut hard = spec::diff(before, spec);
+        hard.retain(|c| before.is_some() && c.effect == spec::Effect::NeedsStop);
+        let hard = lines(&hard);
+        if !dry_run && !hard.is_empty() && running(&cluster) {
+            return Err(ApiError::new(
+                "SKC-E7016",
+                format!(
+                    "{cluster} runs here; nothing was applied. These changes need a stop:\n{}",
+                    hard.join("\n")
+                ),
+                format!("skc stop {cluster} on both nodes, apply, skc start {cluster} on both"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Removes a cluster's spec; the revision stays so that the peer cannot bring it back.
+    pub fn remove(&mut self, cluster: &ClusterId) -> Result<(), ApiError> {
+        let Some(entry) = self.entries.get(cluster).filter(|e| e.text.is_some()) else {
+            return Err(unknown(cluster));
+        };
+        let revision = Revision { number: entry.revision.number + 1, node: self.node.clone() };
+        self.store.remove(cluster, &revision).map_err(|e| not_stored(cluster, &e))?;
+        self.entries.insert(cluster.clone(), Entry { revision, text: None, spec: None });
+        Ok(())
+    }
+
+    /// Takes a spec from the peer if it is newer; true = it changed something here.
+    pub fn accept(&mut self, stamp: &SpecStamp, text: String) -> Result<bool, ApiError> {
+        let cluster = &stamp.cluster;
+        if self.entries.get(cluster).is_some_and(|e| !stamp.newer_than(&e.stamp(cluster))) {
+            return Ok(false);
+        }
+        let revision = Revision { number: stamp.number, node: stamp.node.clone() };
+        let entry = if stamp.removed {
+            self.store.remove(cluster, &revision).map_err(|e| not_stored(cluster, &e))?;
+            Entry { revision, text: None, spec: None }
+        } else {
+            let spec = parse_one(&cluster.0, &text)?;
+            self.store.save(cluster, &revision, &text).map_err(|e| not_stored(cluster, &e))?;
+            Entry { revision, text: Some(text), spec: Some(Arc::new(spec)) }
+        };
+        self.entries.insert(cluster.clone(), entry);
+        Ok(true)
+    }
+
+    fn validate(&self, documents: &[Document]) -> Result<Vec<(ClusterSpec, String)>, ApiError> {
+        let given: Vec<Source> =
+            documents.iter().map(|d| Source { file: d.file.clone(), text: d.text.clone() }).collect();
+        let loaded = spec::load(&given).map_err(|f| refused(&f))?;
+        if loaded.is_empty() {
+            let hint = "name a file or a directory with specs";
+            return Err(ApiError::new("SKC-E7011", "no ClusterSpec was given", hint));
+        }
+        // The other specs in force join the check for what two clusters cannot share.
+        let replaced = |c: &ClusterId| loaded.iter().any(|l| l.spec.metadata.name == c.0);
+        let mut all = given;
+        for (cluster, entry) in self.live().filter(|(c, e)| !replaced(c) && e.spec.is_some()) {
+            let text = entry.text.clone().unwrap_or_default();
+            all.push(Source { file: format!("{cluster} (in force)"), text });
+        }
+        spec::load(&all).map_err(|f| refused(&f))?;
+        let several = |file: &str| loaded.iter().filter(|l| l.file == file).count() > 1;
+        Ok(loaded
+            .iter()
+            .map(|l| {
+                // A file with one spec is kept to the letter, comments included.
+                let text = documents.iter().find(|d| d.file == l.file && !several(&l.file));
+                let text = text.map_or_else(|| spec::canonical(&l.spec), |d| d.text.clone());
+                (l.spec.clone(), text)
+            })
+            .collect())
+    }
+}
+
+/// Changes for people, one a line.
+fn lines(changes: &[spec::Change]) -> Vec<String> {
+    spec::diff::render(changes).lines().map(str::to_owned).collect()
+}
+
+fn parse_one(name: &str, text: &str) -> Result<ClusterSpec, ApiError> {
+    let spec = spec::load_one(name, text).map_err(|f| refused(&f))?;
+    if spec.metadata.name == name {
+        return Ok(spec);
+    }
+    Err(ApiError::new(
+        "SKC-E7012",
+        format!("the stored text of {name} is the spec of {}", spec.metadata.name),
+        "apply the spec again",
+    ))
+}
+
+fn refused(findings: &spec::Findings) -> ApiError {
+    let message = format!("the spec is refused, nothing was applied\n\n{findings}");
+    ApiError::new("SKC-E7013", message, "mend every finding; `skc explain` has a page for each code")
+}
+
+fn not_stored(cluster: &ClusterId, error: &crate::store::StoreError) -> ApiError {
+    ApiError::new(
+        "SKC-E7014",
+        format!("the spec of {cluster} cannot be stored: {error}; the one before stays in force"),
+        "see to the state directory's disk",
+    )
+}
+
+/// "There is no such cluster".
+pub fn unknown(cluster: &ClusterId) -> ApiError {
+    ApiError::new("SKC-E7015", format!("there is no cluster {cluster}"), "`skc get` lists them")
+}
