@@ -140,7 +140,7 @@ fn the_other_side_hears_both_forms_of_gratuitous_arp() {
     isolated("the_other_side_hears_both_forms_of_gratuitous_arp", async |wire: Wire| {
         let mut heard = wire.capture();
         let (handle, _) = hold(500).await;
-        let mine = wire.mac_here().to_string();
+        let mine = Wire::mac_here().to_string();
         for form in ["Request", "Reply"] {
             let line =
                 heard.wait(2 * SECOND, |l| l.contains(form) && l.contains(&format!("{VIP}={mine}"))).await;
@@ -176,7 +176,7 @@ fn a_claim_while_we_hold_is_reported_and_answered() {
         wire.claim(VIP);
         let claims = |e: &VipEvent| matches!(e, VipEvent::Conflict { mac, .. } if *mac == wire.mac_there());
         eventually("reported", 2 * SECOND, async || seen.lock().unwrap().iter().any(claims)).await;
-        let mine = wire.mac_here().to_string();
+        let mine = Wire::mac_here().to_string();
         heard.wait(2 * SECOND, |l| l.contains(&format!("{VIP}={mine}"))).await;
         handle.release().await.unwrap();
     });

@@ -73,7 +73,7 @@ impl Wire {
         run(&[&["nsenter", "-t", &pid, "-n"], command].concat())
     }
 
-    pub fn mac_here(&self) -> Mac {
+    pub fn mac_here() -> Mac {
         link_mac(&run(&["ip", "-o", "link", "show", "v0"]))
     }
 
