@@ -82,7 +82,8 @@ pub struct ProbeResult {
 
 impl ProbeResult {
     /// For the decision core, which knows yes and no only. Where no virtual IP could be asked for the
-    /// witness is reported unreachable: a node that cannot ask must not conclude that it is alone.
+    /// witness is reported unreachable, also when none is configured: a node that cannot ask must not
+    /// conclude that it is alone.
     ///
     /// Having no virtual IP is no obstacle, nor is a peer address that could not be asked: a direct cable
     /// loses its carrier when the peer loses its power.
@@ -90,8 +91,8 @@ impl ProbeResult {
         let blind = !self.peer.answered()
             && matches!(&self.vip, Presence::Unknown { reason } if reason != NOTHING_TO_ASK);
         let witness = match self.witness {
-            Witness::NotConfigured => WitnessState::None,
             _ if blind => WitnessState::Unreachable,
+            Witness::NotConfigured => WitnessState::None,
             Witness::Reachable => WitnessState::Reachable,
             Witness::Unreachable => WitnessState::Unreachable,
         };
@@ -212,11 +213,9 @@ pub(super) async fn ask(
     };
     let mut next = Instant::now();
     let mut problem = None;
-    let mut sent = false;
     for _ in 0..n {
-        match asker.send() {
-            Ok(()) => sent = true,
-            Err(error) => problem = Some(format!("cannot ask on {}: {error}", interface.name)),
+        if let Err(error) = asker.send() {
+            problem = Some(format!("cannot ask on {}: {error}", interface.name));
         }
         next += gap;
         loop {
@@ -233,10 +232,8 @@ pub(super) async fn ask(
             }
         }
     }
-    match problem {
-        Some(reason) if !sent => Presence::Unknown { reason },
-        _ => Presence::Silent,
-    }
+    // Silence counts only if every question was put.
+    problem.map_or(Presence::Silent, |reason| Presence::Unknown { reason })
 }
 
 /// One open question.
@@ -332,9 +329,11 @@ mod tests {
     #[test]
     fn a_node_that_could_not_ask_is_not_told_that_it_is_alone() {
         let blind = Presence::unknown("interface eth0 is down");
-        let core = result(blind, Presence::Silent, Witness::Reachable).to_core();
-        assert!(!core.vip_answered);
-        assert_eq!(core.witness, WitnessState::Unreachable);
+        for witness in [Witness::Reachable, Witness::NotConfigured] {
+            let core = result(blind.clone(), Presence::Silent, witness).to_core();
+            assert!(!core.vip_answered);
+            assert_eq!(core.witness, WitnessState::Unreachable);
+        }
     }
 
     #[test]
