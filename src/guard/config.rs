@@ -1,5 +1,6 @@
 //! What a guard is told at its start.
 
+use super::log::LogQueue;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +19,9 @@ pub struct GuardConfig {
     pub watchdog: Duration,
     /// A worker that is not ready after this is killed. Generous: it may have a slow disk to read first.
     pub ready_timeout: Duration,
+    /// Installs the subscriber of the guard's process on a writer that never blocks (`telemetry::init_to`); it is
+    /// called once signals are blocked. `None`: the process has one, or wants none.
+    pub log: Option<fn(LogQueue)>,
     /// Time for an orderly shutdown of the worker; then it is fenced.
     pub shutdown_timeout: Duration,
 }
@@ -31,6 +35,7 @@ impl GuardConfig {
             freeze_budget: Duration::from_secs(2),
             watchdog: Duration::from_secs(6),
             ready_timeout: Duration::from_secs(30),
+            log: None,
             shutdown_timeout: Duration::from_secs(30),
         }
     }

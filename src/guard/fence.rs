@@ -17,8 +17,11 @@ const GRACE_MAX: Millis = 2000;
 /// Stop commands may deal with things that are no children of ours; they go on while the rest is fenced.
 const STOP_COMMAND_MAX: Millis = 10_000;
 
-/// Time between two attempts at what has not taken effect.
+/// Time between two attempts at what has not taken effect: quick at first, then as slow as a leak is lasting.
 const RETRY_EVERY: Millis = 50;
+const RETRY_SLOWLY: Millis = 1000;
+/// When quick becomes slow: nothing but a process stuck in the kernel takes longer.
+const RETRY_QUICKLY_FOR: Millis = 15_000;
 
 /// A mount with the right to end it; without one its end is the closing of its device.
 #[derive(Debug)]
@@ -186,7 +189,8 @@ impl Guard {
     }
 
     fn settle(&mut self, fence: &mut Fence, now: Mono) {
-        fence.phase = Phase::Settling { retry_at: now + RETRY_EVERY };
+        let pause = if now - fence.began < RETRY_QUICKLY_FOR { RETRY_EVERY } else { RETRY_SLOWLY };
+        fence.phase = Phase::Settling { retry_at: now + pause };
         fence.drop_vips();
         fence.abort_mounts();
         let reaped = self.worker.as_ref().is_none_or(|worker| Some(worker.id()) != fence.worker);

@@ -1,7 +1,7 @@
 //! The guard: the small process that outlives the worker and makes its death harmless.
 //!
-//! One thread, one poll loop, nothing that waits for a disk, a mount, a peer or the worker (a second thread reads
-//! environments, see `table`). It owns what must not die with the worker (descriptors, services' processes) and what
+//! One thread, one poll loop, nothing that waits for a disk, a mount, a peer, the worker or a log collector (two more
+//! threads read environments and write the log, see `table` and `log`). It owns what must not die with the worker (descriptors, services' processes) and what
 //! must be undone when it does (addresses, mounts, services).
 //!
 //! ```text
@@ -26,6 +26,7 @@ pub mod client;
 mod command;
 mod config;
 mod fence;
+mod log;
 pub mod message;
 mod notify;
 mod record;
@@ -36,6 +37,7 @@ mod tombstone;
 mod worker;
 
 pub use config::GuardConfig;
+pub use log::LogQueue;
 pub use run::run;
 
 /// Environment variable with the number of the worker's end of the socket pair.

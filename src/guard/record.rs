@@ -121,3 +121,27 @@ pub(super) fn kill_leftovers(run_dir: &Path) -> usize {
         process::poll_readable(&[], 20);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_very_process_of_this_boot_is_a_leftover() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let id = process::stat(child.id() as i32).unwrap().id;
+        assert_eq!(kill_leftovers(dir.path()), 0, "no record");
+        std::fs::write(path(dir.path()), b"{damaged").unwrap();
+        assert_eq!(kill_leftovers(dir.path()), 0);
+        write(dir.path(), "nonce-of-nobody", vec![ProcessId { start: id.start + 1, ..id }]).unwrap();
+        assert_eq!(kill_leftovers(dir.path()), 0, "a recycled pid");
+        let record = Record { boot: "another boot".into(), nonce: "n".into(), processes: vec![id] };
+        std::fs::write(path(dir.path()), serde_json::to_vec(&record).unwrap()).unwrap();
+        assert_eq!(kill_leftovers(dir.path()), 0);
+        assert!(child.try_wait().unwrap().is_none(), "nobody was hurt");
+        write(dir.path(), "nonce-of-nobody", vec![id]).unwrap();
+        assert_eq!(kill_leftovers(dir.path()), 1);
+        assert!(!child.wait().unwrap().success());
+    }
+}

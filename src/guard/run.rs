@@ -3,6 +3,7 @@
 use super::command::{Command, For};
 use super::config::GuardConfig;
 use super::fence::{Fence, HeldMount};
+use super::log::LogQueue;
 use super::message::{FdKind, Notice, Reply, Step, VipRef};
 use super::notify::Notify;
 use super::table::{MARK, Marks};
@@ -71,24 +72,35 @@ pub(super) struct Guard {
 /// Runs the guard until it is told to stop or its worker leaves by intention.
 ///
 /// Call it as the first thing of the process, before any other thread exists: signals are taken over by blocking
-/// them, and the kernel kills the worker when *this thread* ends. Logging must not block (see the telemetry module).
+/// them, and the kernel kills the worker when *this thread* ends. Its logging is installed through [`GuardConfig::log`].
 ///
 /// Exit codes: 0 after an orderly stop, 1 if something had to be forced, 2 if the guard could not start; a worker
 /// that announced its exit decides with its own code.
 pub fn run(config: GuardConfig) -> ExitCode {
-    match Guard::prepare(config) {
-        Ok((mut guard, signals, _lock)) => ExitCode::from(guard.turn_until_done(&signals)),
+    let wanted = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+    let signals = process::signal_descriptor(&wanted);
+    let log = LogQueue::install(config.log);
+    let prepared =
+        signals.map_err(|error| format!("cannot take over signals: {error}")).and_then(|signals| {
+            log.as_ref().map_err(|error| format!("cannot start a thread: {error}"))?;
+            let (guard, lock) = Guard::prepare(config)?;
+            Ok((guard, lock, signals))
+        });
+    let code = match prepared {
+        Ok((mut guard, _lock, signals)) => ExitCode::from(guard.turn_until_done(&signals)),
         Err(error) => {
             error!(error, "the guard cannot start");
             ExitCode::from(2)
         }
+    };
+    if let Ok(log) = log {
+        log.flush();
     }
+    code
 }
 
 impl Guard {
-    fn prepare(config: GuardConfig) -> Result<(Self, OwnedFd, File), String> {
-        let signals = process::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
-            .map_err(|error| format!("cannot take over signals: {error}"))?;
+    fn prepare(config: GuardConfig) -> Result<(Self, File), String> {
         let logs = config.run_dir.join("services");
         DirBuilder::new()
             .recursive(true)
@@ -144,7 +156,7 @@ impl Guard {
             shutdown: None,
             leaving: None,
         };
-        Ok((guard, signals, lock))
+        Ok((guard, lock))
     }
 
     fn turn_until_done(&mut self, signals: &OwnedFd) -> u8 {

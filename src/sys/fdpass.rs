@@ -229,7 +229,7 @@ mod tests {
         let (len, got) = recv(right.as_fd(), &mut buffer).unwrap();
         assert_eq!((len, got.len()), (MAX_PACKET, MAX_FDS));
         assert!(send(left.as_fd(), &vec![7; MAX_PACKET + 1], &[]).is_err());
-        assert!(send(left.as_fd(), b"x", &vec![left.as_fd(); MAX_FDS + 1]).is_err());
+        assert!(send(left.as_fd(), b"x", &[left.as_fd(); MAX_FDS + 1]).is_err());
         assert!(send(left.as_fd(), b"", &[]).is_err(), "an empty packet would read as death");
     }
 

@@ -7,6 +7,7 @@
 
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 /// Environment variable with the filter.
 pub const FILTER_VARIABLE: &str = "SKC_LOG";
@@ -26,12 +27,20 @@ pub enum Format {
 
 /// Installs the global subscriber. A second call does nothing (tests, guard and worker in one process).
 pub fn init(format: Format) {
+    init_to(format, std::io::stderr);
+}
+
+/// Like [`init`] with a writer of one's own (the guard's must not block).
+pub fn init_to<W>(format: Format, writer: W)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     let wanted = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| DEFAULT_FILTER.to_owned());
     let (filter, problem) = match EnvFilter::try_new(&wanted) {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new(DEFAULT_FILTER), Some(error)),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     let installed = match format {
         Format::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),

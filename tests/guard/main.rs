@@ -23,10 +23,10 @@ fn main() -> ExitCode {
 }
 
 fn guard(scenario: &str, dir: &std::path::Path) -> ExitCode {
-    tracing_subscriber::fmt().with_env_filter("debug").with_ansi(false).with_writer(std::io::stderr).init();
     let exe = std::env::current_exe().expect("own path");
     let argv: Vec<OsString> = vec![exe.into(), "role:worker".into(), scenario.into(), dir.into()];
     let mut config = skc::guard::GuardConfig::new(argv, dir.join("run"));
+    config.log = Some(|queue| skc::telemetry::init_to(skc::telemetry::Format::Human, queue));
     config.ready_timeout = Duration::from_secs(20);
     config.shutdown_timeout = Duration::from_secs(10);
     if scenario == "deaf" {

@@ -135,6 +135,7 @@ fn start(scenario: &str, dir: &Path, namespaces: bool) -> Child {
     command
         .args(["role:guard", scenario])
         .arg(dir)
+        .env("SKC_LOG", "debug")
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("log"))
         .stderr(log)

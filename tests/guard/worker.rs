@@ -1,12 +1,12 @@
 //! The workers of the scenarios. They write what they see into the diary; the test reads it.
 
-use crate::support::note;
+use crate::support::{eventually, note};
 use skc::base::Millis;
 use skc::guard::client::{Guard, GuardError, GuardEvent};
 use skc::guard::message::{Datagram, FdKind, MountRef, VipRef};
 use skc::service::plan::Output;
 use skc::service::{Failure, Manager, Program, ServiceError, ServiceId, ServicePlan, State};
-use skc::sys::process::{self, Exit};
+use skc::sys::process::{self, Exit, ProcessId};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -111,19 +111,17 @@ fn start(guard: &Guard, dir: &Path, plan: ServicePlan) {
     }
 }
 
-/// Waits for a file that a service writes its pid into, and notes that process.
+/// Waits for a file that a service writes its pid into.
+fn until_pid_file(dir: &Path, name: &str) -> ProcessId {
+    eventually(name, || {
+        let text = std::fs::read_to_string(dir.join(name)).ok()?;
+        Some(process::stat(text.strip_suffix('\n')?.parse().ok()?)?.id)
+    })
+}
+
+/// Notes the process that a service writes the pid of.
 fn note_pid_file(dir: &Path, name: &str, head: &str) {
-    let path = dir.join(name);
-    let end = Instant::now() + Duration::from_secs(10);
-    let id = loop {
-        let pid =
-            std::fs::read_to_string(&path).ok().and_then(|text| text.trim_end_matches('\n').parse().ok());
-        if let Some(stat) = pid.and_then(process::stat) {
-            break stat.id;
-        }
-        assert!(Instant::now() < end, "no {name}");
-        process::poll_readable(&[], 5);
-    };
+    let id = until_pid_file(dir, name);
     note(dir, &format!("{head} {} {}", id.pid, id.start));
 }
 
@@ -182,8 +180,9 @@ fn full(guard: &Guard, dir: &Path) -> ExitCode {
     start(guard, dir, plan("full.daemon", commands));
     note_pid_file(dir, "daemon", "daemon");
     // A client of the mount, and something the worker itself runs.
-    let client = Command::new("stat").arg(mount.join("file")).stderr(Stdio::null()).spawn().expect("stat");
-    let checker = Command::new("sleep").arg("4000").spawn().expect("sleep");
+    let mut client =
+        Command::new("stat").arg(mount.join("file")).stderr(Stdio::null()).spawn().expect("stat");
+    let mut checker = Command::new("sleep").arg("4000").spawn().expect("sleep");
     for (head, child) in [("client", &client), ("checker", &checker)] {
         let id = process::stat(child.id() as i32).expect("child").id;
         note(dir, &format!("{head} {} {}", id.pid, id.start));
@@ -191,7 +190,11 @@ fn full(guard: &Guard, dir: &Path) -> ExitCode {
     guard.set_budget(2000, 60_000).expect("budget");
     guard.ready().expect("ready");
     note(dir, "ready .");
-    serve(guard, dir)
+    let code = serve(guard, dir);
+    for child in [&mut client, &mut checker] {
+        child.kill().and_then(|()| child.wait()).expect("end of a child");
+    }
+    code
 }
 
 fn full_again(guard: &Guard, dir: &Path) -> ExitCode {
@@ -314,15 +317,7 @@ async fn services(guard: &Guard, dir: &Path) {
     let mut hard = foreground("s.hard", &script);
     hard.stop_timeout = 300;
     let status = manager.start(hard).await.expect("start");
-    let end = Instant::now() + Duration::from_secs(10);
-    let stray = loop {
-        let pid = std::fs::read_to_string(dir.join("hard")).ok().and_then(|t| t.trim_end().parse().ok());
-        if let Some(stat) = pid.and_then(process::stat) {
-            break stat.id;
-        }
-        assert!(Instant::now() < end, "no daemon");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
+    let stray = until_pid_file(dir, "hard");
     manager.stop(&status.id).await.expect("stop");
     assert!(process::stat(stray.pid).is_none_or(|s| s.id != stray || s.is_dead()), "the daemon is gone");
     assert!(process::stat(status.pid.expect("pid")).is_none());
