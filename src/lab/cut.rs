@@ -55,8 +55,8 @@ impl Lab {
                 let healed = directions(link, from, to);
                 let all_of_net = from.is_none() && to.is_none() && link != Link::Witness;
                 cuts.retain(|cut| {
-                    !healed.contains(cut)
-                        && !(all_of_net && link.nets().contains(&cut.net) && !touches_witness(cut))
+                    let of_net = all_of_net && link.nets().contains(&cut.net) && !touches_witness(cut);
+                    !of_net && !healed.contains(cut)
                 });
             }
         })

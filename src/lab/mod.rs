@@ -50,6 +50,7 @@ pub use topology::{Link, Node};
 use crate::sys::namespace::{self, Signal};
 use error::Context;
 use state::{Lock, State};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -199,7 +200,8 @@ impl Lab {
         std::os::unix::fs::symlink(&self.program, &link).context("link", link)?;
         let mut hosts = "127.0.0.1 localhost\n".to_owned();
         for node in Node::ALL {
-            hosts += &format!("{} {node}\n", node.address(1));
+            // Writing to a String cannot fail.
+            let _ = writeln!(hosts, "{} {node}", node.address(1));
         }
         let path = self.dir.join("hosts");
         fs::write(&path, hosts).context("write", path)?;

@@ -236,10 +236,11 @@ fn random_uuid() -> Result<String> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes)
         .map_err(|error| LabError::Refused(format!("no random numbers for a boot id: {error}")))?;
-    let n = u128::from_be_bytes(bytes) & !(0xf << 76 | 0x3 << 62) | (4 << 76 | 2 << 62);
-    let (a, b, c, d, e) =
-        (n >> 96, (n >> 80) & 0xffff, (n >> 64) & 0xffff, (n >> 48) & 0xffff, n & 0xffff_ffff_ffff);
-    Ok(format!("{a:08x}-{b:04x}-{c:04x}-{d:04x}-{e:012x}"))
+    let id = u128::from_be_bytes(bytes) & !(0xf << 76 | 0x3 << 62) | (4 << 76 | 2 << 62);
+    let hex = format!("{id:032x}");
+    let parts =
+        [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| hex.get(range).unwrap_or_default().to_owned());
+    Ok(parts.join("-"))
 }
 
 /// Body of `skc lab __monitor`: starts PID 1 and lives exactly as long.
@@ -289,7 +290,7 @@ pub fn init(lab: &Lab, node: Node, boot_id: &str) -> Result<()> {
 
 fn has_fusectl() -> bool {
     fs::read_dir("/sys/fs/fuse/connections").is_ok_and(|mut entries| entries.next().is_some())
-        || process::mounts_below(Path::new("/sys/fs/fuse/connections")).first().is_some()
+        || !process::mounts_below(Path::new("/sys/fs/fuse/connections")).is_empty()
 }
 
 /// Body of `skc lab __detach`: starts `argv` in a session of its own and leaves it to PID 1.

@@ -10,7 +10,7 @@ use skc::lab::{Node, compare};
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -153,6 +153,7 @@ impl<'a> Cluster<'a> {
 
     /// Waits for `more` further acknowledgements.
     #[track_caller]
+    #[expect(clippy::unused_self, reason = "reads as what the cluster does under this load")]
     pub fn progress(&self, load: &Load, more: u64) {
         let goal = load.acknowledged() + more;
         let met = poll(SETTLE, || (load.acknowledged() >= goal).then_some(()));
@@ -236,7 +237,8 @@ impl<'a> Cluster<'a> {
 
 /// Watches both nodes all the time: who writes in which epoch, who holds the address.
 struct Watch {
-    stop: Arc<AtomicBool>,
+    /// Dropping them ends the threads.
+    running: Vec<SyncSender<()>>,
     seen: Arc<Mutex<Seen>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -251,18 +253,20 @@ struct Seen {
 
 impl Watch {
     fn start(lab: &Arena) -> Self {
-        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
-        let spawn = |work: fn(&skc::lab::Lab, &AtomicBool, &Mutex<Seen>)| {
-            let (lab, stop, seen) = (skc::lab::Lab::clone(lab), stop.clone(), seen.clone());
-            std::thread::spawn(move || work(&lab, &stop, &seen))
-        };
-        let threads = vec![spawn(watch_writers), spawn(watch_address)];
-        Self { stop, seen, threads }
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let (mut running, mut threads) = (Vec::new(), Vec::new());
+        for work in [watch_writers, watch_address] {
+            let (sender, stopped) = sync_channel(0);
+            let (lab, seen) = (skc::lab::Lab::clone(lab), seen.clone());
+            running.push(sender);
+            threads.push(std::thread::spawn(move || work(&lab, &stopped, &seen)));
+        }
+        Self { running, seen, threads }
     }
 
     #[track_caller]
     fn verdict(mut self) {
-        self.stop.store(true, Ordering::Release);
+        self.running.clear();
         for thread in self.threads.drain(..) {
             thread.join().expect("the watcher ends");
         }
@@ -272,14 +276,13 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-    }
+/// Waits for the next look; false when the watching is over.
+fn again(stopped: &Receiver<()>, pause: Duration) -> bool {
+    stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout)
 }
 
-fn watch_writers(lab: &skc::lab::Lab, stop: &AtomicBool, seen: &Mutex<Seen>) {
-    while !stop.load(Ordering::Acquire) {
+fn watch_writers(lab: &skc::lab::Lab, stopped: &Receiver<()>, seen: &Mutex<Seen>) {
+    while again(stopped, Duration::from_millis(150)) {
         for node in Node::PAIR {
             let Ok(status) = lab.cluster(node, CLUSTER) else { continue };
             let (role, epoch) =
@@ -293,7 +296,6 @@ fn watch_writers(lab: &skc::lab::Lab, stop: &AtomicBool, seen: &Mutex<Seen>) {
                 seen.wrong.push(format!("epoch {epoch}: {writer} and {node}"));
             }
         }
-        std::thread::sleep(Duration::from_millis(150));
     }
 }
 
@@ -305,9 +307,9 @@ pub fn holds_vip(lab: &skc::lab::Lab, node: Node) -> bool {
     lines.windows(2).any(|pair| pair[0] == format!("|-- {VIP}") && pair[1].contains("host LOCAL"))
 }
 
-fn watch_address(lab: &skc::lab::Lab, stop: &AtomicBool, seen: &Mutex<Seen>) {
+fn watch_address(lab: &skc::lab::Lab, stopped: &Receiver<()>, seen: &Mutex<Seen>) {
     let mut since: Option<Instant> = None;
-    while !stop.load(Ordering::Acquire) {
+    while again(stopped, Duration::from_millis(20)) {
         let both = Node::PAIR.into_iter().all(|node| holds_vip(lab, node));
         match (both, since) {
             (true, None) => since = Some(Instant::now()),
@@ -318,7 +320,6 @@ fn watch_address(lab: &skc::lab::Lab, stop: &AtomicBool, seen: &Mutex<Seen>) {
             }
             (false, _) => since = None,
         }
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -134,9 +134,9 @@ impl Load {
             if let [before, after] = *pair
                 && after >= from
                 && before <= to
-                && after - before > longest.0
+                && after.saturating_sub(before) > longest.0
             {
-                longest = (after - before, before);
+                longest = (after.saturating_sub(before), before);
             }
         }
         longest
@@ -146,7 +146,7 @@ impl Load {
     pub fn latency(&self, from: Duration, to: Duration) -> (Duration, Duration) {
         let acks = self.shared.acks.lock().unwrap_or_else(PoisonError::into_inner);
         let inside = acks.iter().filter(|ack| ack.sent >= from && ack.acked <= to);
-        let mut times: Vec<Duration> = inside.map(|ack| ack.acked - ack.sent).collect();
+        let mut times: Vec<Duration> = inside.map(|ack| ack.acked.saturating_sub(ack.sent)).collect();
         drop(acks);
         times.sort_unstable();
         let pick = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or_default();

@@ -63,7 +63,7 @@ pub struct Random(pub u64);
 
 impl Random {
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -73,7 +73,7 @@ impl Random {
 
     /// A number below `limit` (which is not zero).
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
+        self.number() % limit.max(1)
     }
 }
 
@@ -82,7 +82,7 @@ pub fn payload(seed: u64, client: u32, n: u64) -> String {
     const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
     let mut random = Random(seed ^ (u64::from(client) << 48) ^ n);
     let length = 100 + random.below(201) as usize;
-    (0..length).map(|_| char::from(LETTERS[(random.next() & 31) as usize])).collect()
+    (0..length).map(|_| char::from(LETTERS[(random.number() & 31) as usize])).collect()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! acknowledged and is cut at the start; damage anywhere else refuses the start.
 
 use super::{BLOCK, INDEX_EVERY, LINE_MAX, Record};
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -68,9 +69,7 @@ impl Store {
         (&log).read_to_end(&mut bytes).map_err(at("read", &path))?;
         let mut store =
             Self { dir: dir.to_owned(), log: Arc::new(log), length: 0, last: 0, block: String::new() };
-        let mut line_number = 0;
-        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-            line_number += 1;
+        for (line_number, line) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
             match line.strip_suffix(b"\n").and_then(Record::parse) {
                 Some(record) if record.sequence == store.last + 1 => store.remember(&record, line.len()),
                 _ if store.length + line.len() as u64 == bytes.len() as u64 => {
@@ -93,7 +92,8 @@ impl Store {
         if self.last % BLOCK == 1 {
             self.block.clear();
         }
-        self.block.push_str(&format!("{} {}\n", record.sequence, record.id));
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.block, "{} {}", record.sequence, record.id);
     }
 
     /// Appends a record; on return it is in the log, not necessarily durable.
