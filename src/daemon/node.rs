@@ -16,6 +16,9 @@ use tokio::sync::mpsc;
 /// Longest wait for one cluster's orderly end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(25);
 
+/// Early messages kept: a few of each of some hundred clusters.
+const EARLY_MAX: usize = 1024;
+
 /// The node.
 pub struct Node {
     /// What clusters need of it.
@@ -24,6 +27,9 @@ pub struct Node {
     pub specs: Mutex<SpecBook>,
     /// Running clusters.
     pub clusters: Mutex<BTreeMap<ClusterId, Arc<ClusterUnit>>>,
+    /// Messages of the peer's cores for clusters that are not up here yet, of this link session: the
+    /// peer greets as soon as the link is up, and says it only once.
+    early: Mutex<Vec<(u64, ClusterId, PeerMessage)>>,
     /// Serialises bringing clusters up and down.
     pub changes: tokio::sync::Mutex<()>,
 }
@@ -35,6 +41,7 @@ impl Node {
             shared,
             specs: Mutex::new(specs),
             clusters: Mutex::default(),
+            early: Mutex::default(),
             changes: tokio::sync::Mutex::new(()),
         })
     }
@@ -84,10 +91,7 @@ impl Node {
             }
             match ClusterUnit::start(self.shared.clone(), spec, revision).await {
                 Ok(unit) => {
-                    if let Some(link) = self.link().status().session.map(|s| LinkId(s.session)) {
-                        unit.core.input(Input::LinkUp { link });
-                    }
-                    self.clusters.lock().unwrap_or_else(PoisonError::into_inner).insert(id, unit);
+                    self.introduce(id, &unit);
                 }
                 Err(error) => {
                     tracing::error!(cluster = %id, %error, error_code = "SKC-E7020", "cluster cannot be brought up");
@@ -101,6 +105,35 @@ impl Node {
         }
     }
 
+    /// From here on the link's events reach the unit; it is told what it missed.
+    fn introduce(&self, id: ClusterId, unit: &Arc<ClusterUnit>) {
+        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = self.link().status().session.map(|s| s.session) {
+            unit.link_up(session);
+            for (of, cluster, message) in early.iter() {
+                if *of == session && *cluster == id {
+                    unit.core.input(Input::Peer { link: LinkId(session), message: message.clone() });
+                }
+            }
+        }
+        early.retain(|(_, cluster, _)| *cluster != id);
+        clusters.insert(id, unit.clone());
+    }
+
+    fn core_message(&self, session: u64, cluster: ClusterId, message: PeerMessage) {
+        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(unit) = clusters.get(&cluster) {
+            unit.core.input(Input::Peer { link: LinkId(session), message });
+            return;
+        }
+        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        early.retain(|(of, _, _)| *of == session);
+        if early.len() < EARLY_MAX {
+            early.push((session, cluster, message));
+        }
+    }
+
     /// Handles link events until the link ends.
     pub async fn route(self: Arc<Self>, mut events: mpsc::Receiver<LinkEvent>) {
         let mut session = 0;
@@ -111,7 +144,7 @@ impl Node {
                     self.bus().publish(None, Fact::LinkUp { path: self.path_name(path) });
                     self.send_list();
                     for unit in self.units() {
-                        unit.core.input(Input::LinkUp { link: LinkId(s) });
+                        unit.link_up(s);
                     }
                 }
                 LinkEvent::Down { session: s, reason } => {
@@ -160,11 +193,7 @@ impl Node {
     fn message(self: &Arc<Self>, session: u64, bytes: &[u8]) {
         match Envelope::decode(bytes) {
             Ok(Envelope::Core { cluster, body }) => match rmp_serde::from_slice::<PeerMessage>(&body) {
-                Ok(message) => {
-                    if let Some(unit) = self.unit(&cluster) {
-                        unit.core.input(Input::Peer { link: LinkId(session), message });
-                    }
-                }
+                Ok(message) => self.core_message(session, cluster, message),
                 Err(error) => tracing::error!(%cluster, %error, "a core message is not understood"),
             },
             Ok(Envelope::SpecList(theirs)) => {

@@ -16,7 +16,7 @@ pub use vips::Held;
 use super::beat::Key;
 use crate::base::{ClusterId, Epoch, NodeId};
 use crate::bus::Bus;
-use crate::engine::{Cluster, Durable, HeartbeatBody, Input, TreeState};
+use crate::engine::{Cluster, Durable, HeartbeatBody, Input, LinkId, TreeState};
 use crate::failover::{Driver, Handle, config};
 use crate::guard::client::Guard;
 use crate::guard::message::{FdKind, MountRef, VipRef};
@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use services::Services;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use streams::Streams;
@@ -120,6 +121,7 @@ pub struct ClusterUnit {
     stop: watch::Sender<bool>,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     relook: Arc<Notify>,
+    link: AtomicU64,
     driver: tokio::sync::Mutex<Option<tokio::task::JoinHandle<world::NodeWorld>>>,
 }
 
@@ -184,6 +186,7 @@ impl ClusterUnit {
             stop,
             tasks: Mutex::default(),
             relook,
+            link: AtomicU64::new(0),
             driver: tokio::sync::Mutex::new(Some(tokio::spawn(driver.run(stopped.clone())))),
             id,
         });
@@ -222,6 +225,13 @@ impl ClusterUnit {
     /// The guard says that a service ended by itself.
     pub fn service_exited(&self, status: &crate::service::ServiceStatus) {
         self.services.exited(status);
+    }
+
+    /// Control connection `session` is up; told once each, from whichever side notices first.
+    pub fn link_up(&self, session: u64) {
+        if self.link.fetch_max(session, Ordering::AcqRel) < session {
+            self.core.input(Input::LinkUp { link: LinkId(session) });
+        }
     }
 
     /// What the next heartbeat says, aged to now.

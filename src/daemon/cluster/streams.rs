@@ -25,6 +25,10 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest drain of a hand-over; the core's own deadline is shorter.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long a standby waits for what its source said before it closed the stream. A standby's
+/// stream loss alone decides nothing (heartbeats do), so the delay costs no failover time.
+const LAST_WORDS: Duration = Duration::from_millis(150);
+
 /// What is known of the two sides.
 #[derive(Default)]
 struct State {
@@ -57,6 +61,7 @@ pub struct Streams {
     core: OnceLock<Handle>,
     sides: OnceLock<Sides>,
     state: Mutex<State>,
+    runtime: OnceLock<tokio::runtime::Handle>,
     me: Weak<Self>,
 }
 
@@ -88,6 +93,7 @@ impl Streams {
             core: OnceLock::new(),
             sides: OnceLock::new(),
             state: Mutex::default(),
+            runtime: OnceLock::new(),
             me: me.clone(),
         })
     }
@@ -95,6 +101,7 @@ impl Streams {
     /// Where inputs go.
     pub fn bind(&self, core: Handle) {
         let _ = self.core.set(core);
+        let _ = self.runtime.set(tokio::runtime::Handle::current());
     }
 
     fn input(&self, input: Input) {
@@ -325,6 +332,23 @@ impl Streams {
         }
     }
 
+    /// A standby whose source closed the stream waits a moment: what the source said before on the
+    /// control connection (a hand-over's token) must be heard first, and the two connections have no
+    /// common order.
+    fn stream_down(&self, epoch: Epoch, why: StreamLoss) {
+        let input = Input::StreamDown { s: epoch.s, why };
+        let (writer, me) = (self.state().writer, self.me.upgrade());
+        match (self.runtime.get(), me) {
+            (Some(runtime), Some(me)) if !writer && why == StreamLoss::Closed => {
+                runtime.spawn(async move {
+                    tokio::time::sleep(LAST_WORDS).await;
+                    me.input(input);
+                });
+            }
+            _ => self.input(input),
+        }
+    }
+
     fn sink(&self) -> EventSink {
         let me = self.me.clone();
         // Called from replication threads, sometimes under their locks: only queues.
@@ -344,7 +368,7 @@ impl Streams {
                     StreamEnd::Protocol(_) => StreamLoss::Protocol,
                     StreamEnd::Closed(_) | StreamEnd::Stalled | StreamEnd::Unnamed(_) => StreamLoss::Closed,
                 };
-                self.input(Input::StreamDown { s: epoch.s, why: loss });
+                self.stream_down(epoch, loss);
             }
             Event::PeerFailed { epoch, errno, what } => {
                 let code = "SKC-E4001".to_owned();
