@@ -52,7 +52,7 @@ fn nothing_is_answered_before_the_standby_has_it() {
         let unique = pair.mirror.write("f", n * 8, &n.to_le_bytes()).unwrap();
         assert_eq!(pair.mirror.wait(unique), 0);
         let there = std::fs::read(pair.b.path().join("f")).unwrap();
-        assert_eq!(there[(n * 8) as usize..], n.to_le_bytes());
+        assert!(there[(n * 8) as usize..] == n.to_le_bytes());
     }
 }
 

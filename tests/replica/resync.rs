@@ -34,6 +34,7 @@ fn an_equal_tree_costs_no_data() {
     assert!(pair.ready().bytes_sent > 0);
     pair.mirror.primary.disconnect(LONG);
     pair.standby.close(LONG);
+    while pair.events.try_recv().is_ok() {}
     let again = pair.ready();
     assert_eq!(again.bytes_sent, 0);
     assert!(again.bytes_compared > 0);
@@ -72,7 +73,7 @@ fn equal_size_and_time_do_not_prove_equality() {
 #[test]
 fn holes_travel_as_holes() {
     let mut pair = Pair::new();
-    for (dir, spots) in [(&pair.a, [1_u64 << 30, 1 << 20]), (&pair.b, [3 << 20, 5 << 20])] {
+    for (dir, spots) in [(&pair.a, [64_u64 << 20, 1 << 20]), (&pair.b, [3 << 20, 5 << 20])] {
         let file = fs::File::create(dir.path().join("sparse")).unwrap();
         for spot in spots {
             file.write_all_at(b"here", spot).unwrap();
@@ -200,7 +201,7 @@ fn under_load(seed: u64, quarantine: bool) {
 
 #[test]
 fn resync_under_live_writes_converges() {
-    for seed in 0..12 {
+    for seed in 0..8 {
         under_load(seed, seed % 3 == 0);
     }
 }
@@ -229,8 +230,8 @@ fn removed_and_overwritten_data_is_kept() {
     assert_eq!(fs::read(kept.join("only-here")).unwrap(), old);
     let blocks = fs::read_dir(run.join("blocks")).unwrap().next().unwrap().unwrap().path();
     let saved = fs::read(blocks).unwrap();
-    assert_eq!(saved[65_536..131_072], old[65_536..131_072]);
-    assert_eq!(saved[250_000..], old[250_000..]);
+    assert!(saved[65_536..131_072] == old[65_536..131_072], "the changed block");
+    assert!(saved[250_000..] == old[250_000..], "the cut tail");
 }
 
 #[test]
@@ -264,11 +265,12 @@ fn a_full_target_disk_is_reported() {
     pair.mirror.create("f").unwrap();
     let data = vec![1; 1 << 20];
     let last = (0..3).map(|n| pair.mirror.write("f", n << 20, &data).unwrap()).last().unwrap();
-    let errno = pair.event("PeerFailed", |_, e| match e {
-        skc::replica::Event::PeerFailed { errno, .. } => Some(*errno),
-        skc::replica::Event::ApplyFailed { .. } => None,
-        _ => None,
-    });
+    let errno = std::iter::from_fn(|| pair.events.recv_timeout(LONG).ok())
+        .find_map(|(_, event)| match event {
+            skc::replica::Event::PeerFailed { errno, .. } => Some(errno),
+            _ => None,
+        })
+        .expect("PeerFailed");
     assert_eq!(errno, libc::ENOSPC);
     pair.gate(Gate::Frozen);
     assert_eq!(pair.mirror.replies.get(last), None);

@@ -281,11 +281,6 @@ impl Core {
         Ok(true)
     }
 
-    /// Is `id` known to the target by this stream?
-    pub fn is_bound(&self, volume: Volume, id: FileId) -> bool {
-        id == FileId::ROOT || self.bound.contains(&(volume, id))
-    }
-
     /// Enters one live operation; takes `reply` if it waits for the acknowledgement.
     pub fn submit(
         &mut self,

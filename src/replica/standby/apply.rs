@@ -273,7 +273,7 @@ impl Apply {
         Ok(())
     }
 
-    fn report(&mut self, now: bool) {
+    pub(super) fn report(&mut self, now: bool) {
         if self.quarantines.is_empty() || !(now || self.reported.elapsed() >= REPORT) {
             return;
         }

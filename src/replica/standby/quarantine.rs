@@ -209,12 +209,9 @@ impl Quarantine {
         true
     }
 
-    /// These bytes are as the source has them: nothing of them has to be kept.
-    pub fn settle(&mut self, id: FileId, offset: u64, length: u64) {
-        let saved = self.files.entry(id).or_default();
-        for block in offset / BLOCK..(offset + length).div_ceil(BLOCK) {
-            saved.settle(block);
-        }
+    /// This block is as the source has it: nothing of it has to be kept.
+    pub fn settle(&mut self, id: FileId, offset: u64) {
+        self.files.entry(id).or_default().settle(offset / BLOCK);
     }
 
     /// The object was made by the stream: nothing of it has to be kept.

@@ -301,8 +301,9 @@ impl Apply {
                     self.punch(v, id, fd, a, b, &data, size)?;
                 }
             }
-            if let Some(q) = self.quarantines.get_mut(v) {
-                q.settle(id, from, to - from);
+            // A last block of theirs says nothing about bytes of ours behind it.
+            if let Some(q) = self.quarantines.get_mut(v).filter(|_| to - from == BLOCK || to >= size) {
+                q.settle(id, from);
             }
         }
         if !want.is_empty() {
@@ -314,7 +315,7 @@ impl Apply {
     }
 
     /// Makes [from, to) a hole as far as it is within the file and holds data.
-    #[allow(clippy::too_many_arguments)] // one call, two callers, all of it is at hand there
+    #[allow(clippy::too_many_arguments)] // one call, three callers, all of it is at hand there
     fn punch(
         &mut self,
         v: usize,
@@ -325,7 +326,6 @@ impl Apply {
         data: &[(u64, u64)],
         size: u64,
     ) -> Result<(), Failed> {
-        let to = to.min(size);
         for &(a, b) in data {
             let (a, b) = (a.max(from), b.min(to));
             if a >= b {
@@ -334,7 +334,9 @@ impl Apply {
             if let Some(q) = self.quarantines.get_mut(v) {
                 q.keep_range(id, fd, a, b - a);
             }
-            match file::fallocate(fd, PUNCH, a, b - a) {
+            // A last block that is only partly covered would stay allocated.
+            let past = if b >= size { to.min(b.next_multiple_of(BLOCK)) } else { b };
+            match file::fallocate(fd, PUNCH, a, past - a) {
                 Ok(()) => {}
                 Err(Errno(libc::EOPNOTSUPP)) => zero(fd, a, b)?,
                 Err(errno) => return Err((errno, "punch")),
@@ -346,8 +348,8 @@ impl Apply {
     fn hole(&mut self, v: usize, id: FileId, offset: u64, length: u64) -> Result<(), Failed> {
         let fd = self.tables[v].data(id).map_err(at("open"))?;
         let size = file::stat(fd.as_fd()).map_err(at("stat"))?.size;
-        let end = offset.saturating_add(length).min(size);
-        let data = local::data_ranges(fd.as_fd(), offset, end).map_err(at("holes"))?;
+        let end = offset.saturating_add(length);
+        let data = local::data_ranges(fd.as_fd(), offset, end.min(size)).map_err(at("holes"))?;
         self.punch(v, id, fd.as_fd(), offset, end, &data, size)
     }
 
@@ -378,6 +380,7 @@ impl Apply {
     /// The source has nothing more: make what we have durable, so that the sync at the marker is short.
     fn end(&mut self) {
         self.asked = false;
+        self.report(true);
         let trees: Vec<_> = self.tables.iter().map(|t| Arc::clone(&t.tree)).collect();
         let (shared, writer) = (Arc::clone(&self.shared), Arc::clone(&self.writer));
         let (epoch, seq) = (self.epoch, self.seq);
