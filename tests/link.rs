@@ -168,7 +168,7 @@ async fn a_pair_meets_and_messages_and_heartbeats_pass_both_ways() {
     for message in [b"one".to_vec(), Vec::new(), large.clone()] {
         a.link.send(message).unwrap();
     }
-    b.link.send(b"back".to_vec()).unwrap();
+    b.link.send(b"back").unwrap();
     assert_eq!(b.message().await, b"one");
     assert_eq!(b.message().await, b"");
     assert_eq!(b.message().await, large);
@@ -345,7 +345,7 @@ async fn a_node_joins_with_a_token_that_works_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_on_both_ports_disturbs_nobody() {
     let pair = pair(1);
-    let (mut a, mut b) = connected(&pair).await;
+    let (a, mut b) = connected(&pair).await;
     let target = SocketAddr::new(pair.b.me().addresses[0], PORT);
     let mut idle = Vec::new();
     for n in 0..100_u32 {
@@ -361,7 +361,7 @@ async fn garbage_on_both_ports_disturbs_nobody() {
         let _ = udp.send_to(&vec![n as u8; n], target);
     }
     assert_eq!(b.refused().await.0, "SKC-E2024");
-    a.link.send(b"still here".to_vec()).unwrap();
+    a.link.send(b"still here").unwrap();
     assert_eq!(b.message().await, b"still here");
     let begun = Instant::now();
     b.wait("heartbeats", |event| match event {
@@ -435,8 +435,8 @@ async fn either_node_opens_data_connections_that_threads_own() {
             assert_eq!(theirs.session, session);
             assert!(ours.tcp.nodelay().unwrap() && theirs.tcp.nodelay().unwrap());
             let threads = [
-                std::thread::spawn(move || exchange(ours, &[1; 100_000], 50_000)),
-                std::thread::spawn(move || exchange(theirs, &[2; 50_000], 100_000)),
+                std::thread::spawn(move || exchange(ours, &vec![1; 100_000], 50_000)),
+                std::thread::spawn(move || exchange(theirs, &vec![2; 50_000], 100_000)),
             ];
             let [near, far] = threads.map(|thread| thread.join().unwrap());
             assert_eq!((near, far), (vec![2; 50_000], vec![1; 100_000]));
@@ -451,7 +451,7 @@ async fn either_node_opens_data_connections_that_threads_own() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tombstone_counts_for_the_life_that_is_known_only() {
     let pair = pair(1);
-    let (mut a, mut b) = connected(&pair).await;
+    let (a, mut b) = connected(&pair).await;
     let former = a.link.tombstone(b"g 4, never alone").unwrap();
     a.link.shutdown().await;
     b.down().await;

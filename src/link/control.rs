@@ -21,7 +21,6 @@ const LOOKS: u32 = 8;
 const LOOK_MIN: Duration = Duration::from_millis(10);
 
 /// What reaches the owner of the control connection from those who dial and listen.
-#[expect(clippy::large_enum_variant, reason = "four at a time at most")]
 pub(super) enum Arrival {
     /// A greeted control connection.
     Control(Established),
