@@ -3,11 +3,13 @@
 //! Invariants: a code never changes its meaning and is never reused; every page under
 //! `src/docs/explain` belongs to one entry and the compiler refuses an entry without a page (the tidy test
 //! holds the other direction). To add one: write `src/docs/explain/SKC-E####.md`, add a line here.
-//! Ranges: E0 never assigned (examples), E1 specs, E20 link and identity, E21 state, E3 file system, E4 replication, E50 network, E51 failover, E6 services, E7 command line.
+//! `SKC-E`: errors; `SKC-R`: reasons that a status shows; `SKC-V`: events.
+//! Ranges of errors: E04 refused commands, E1 specs, E20 link and identity, E21 state, E3 file system, E4 replication,
+//! E50 network, E51 failover, E6 services, E7 command line, agent, lab. E00 and E01 are never assigned (examples).
 
 use std::fmt;
 
-/// An error that a user can meet.
+/// An error, reason or event that a user can meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Code {
     /// "SKC-E1010".
@@ -68,6 +70,15 @@ macro_rules! conditions {
 }
 
 codes! {
+    // Commands that the decision core refused
+    OP_NO_RECORD = "SKC-E0401", "The fencing record cannot be written";
+    OP_SWAP_REFUSED = "SKC-E0402", "A swap is not possible now";
+    OP_PROMOTE_REFUSED = "SKC-E0403", "A promotion is not possible now";
+    OP_SWAP_ABORTED = "SKC-E0404", "The swap did not take place";
+    OP_UNCONFIRMED = "SKC-E0405", "The peer did not confirm the hand-over";
+    OP_SUPERSEDED = "SKC-E0406", "Another command took the place of this one";
+    OP_STOPPING = "SKC-E0407", "The cluster is still stopping";
+    OP_ADOPT_REFUSED = "SKC-E0408", "An adoption is not possible now";
     // Specs
     SPEC_READ = "SKC-E1001", "A spec file cannot be read";
     SPEC_SYNTAX = "SKC-E1002", "The document is not valid YAML";
@@ -167,22 +178,100 @@ codes! {
     SVC_DIED = "SKC-E6003", "A service ended by itself";
     SVC_CHECKER = "SKC-E6004", "A checker failed";
     SVC_COMMAND = "SKC-E6007", "A command cannot be run";
-    // Command line, API, lab
+    // Command line, API, agent, lab
     API_REQUEST = "SKC-E7001", "The request or the answer was not understood";
     API_NO_AGENT = "SKC-E7002", "No agent answers";
     API_CLOSED = "SKC-E7003", "The agent closed the connection";
     API_NO_ANSWER = "SKC-E7004", "The agent did not answer in time";
     CLI_READ = "SKC-E7005", "A file named on the command line cannot be read";
-    CLI_NO_CLUSTER = "SKC-E7010", "There is no such cluster";
-    CLI_ROOT = "SKC-E7011", "This needs root";
-    CLI_CONFIRM = "SKC-E7012", "The operation was not confirmed";
-    CLI_UNKNOWN_TOPIC = "SKC-E7013", "There is no such code or condition";
-    CLI_RUNNING = "SKC-E7014", "The change is refused while the cluster runs";
-    CLI_REVISION = "SKC-E7015", "Somebody else changed the spec";
-    CLI_TIMEOUT = "SKC-E7016", "The wait ended before the state was reached";
-    LAB_SETUP = "SKC-E7020", "The lab could not be built";
-    LAB_NAME = "SKC-E7021", "There is no such lab or it is already up";
-    LAB_VERDICT = "SKC-E7022", "The demo found a loss or a difference";
+    APPLY_REVISION = "SKC-E7010", "Somebody else changed the spec";
+    APPLY_NOTHING = "SKC-E7011", "No spec was given";
+    SPEC_STORED = "SKC-E7012", "A stored spec cannot be used";
+    APPLY_FINDINGS = "SKC-E7013", "The spec is refused";
+    APPLY_NOT_STORED = "SKC-E7014", "The spec cannot be stored";
+    NO_CLUSTER = "SKC-E7015", "There is no such cluster";
+    APPLY_NEEDS_STOP = "SKC-E7016", "The change needs a stop";
+    CLUSTER_START = "SKC-E7020", "A cluster cannot be brought up";
+    NOT_YET = "SKC-E7021", "This is not there yet";
+    DELETE_RUNNING = "SKC-E7022", "The cluster runs and cannot be removed";
+    EJECT_RUNNING = "SKC-E7023", "The cluster is not stopped";
+    CLUSTER_ENDED = "SKC-E7024", "The cluster ended before it answered";
+    AGENT_CANNOT_SERVE = "SKC-E7025", "The agent cannot serve";
+    CLI_ROOT = "SKC-E7030", "This needs root";
+    CLI_CONFIRM = "SKC-E7031", "The operation was not confirmed";
+    CLI_UNKNOWN_TOPIC = "SKC-E7032", "There is no such code or condition";
+    CLI_TIMEOUT = "SKC-E7033", "The wait ended before the state was reached";
+    LAB_SETUP = "SKC-E7040", "The lab could not be built";
+    LAB_NAME = "SKC-E7041", "There is no such lab or it is already up";
+    LAB_VERDICT = "SKC-E7042", "The demo found a loss or a difference";
+    // Reasons: why a cluster is as it is
+    REASON_0101 = "SKC-R0101", "The directory has not been looked at yet";
+    REASON_0102 = "SKC-R0102", "The directory is missing";
+    REASON_0103 = "SKC-R0103", "Another directory is at the path than before";
+    REASON_0104 = "SKC-R0104", "The directory is empty although it was not";
+    REASON_0105 = "SKC-R0105", "The disk returns errors or does not answer in time";
+    REASON_0201 = "SKC-R0201", "The fencing record cannot be written";
+    REASON_0202 = "SKC-R0202", "The node waits for its peer";
+    REASON_0203 = "SKC-R0203", "The freeze ended without permission to go on alone";
+    REASON_0204 = "SKC-R0204", "The peer goes on";
+    REASON_0205 = "SKC-R0205", "The peer may have acknowledged writes alone";
+    REASON_0206 = "SKC-R0206", "A resync broke off";
+    REASON_0207 = "SKC-R0207", "The node could not follow the primary";
+    REASON_0208 = "SKC-R0208", "A sync of the local disk failed";
+    REASON_0209 = "SKC-R0209", "The local directory is not usable";
+    REASON_0210 = "SKC-R0210", "Split brain: both nodes acknowledged alone";
+    REASON_0301 = "SKC-R0301", "The session to the primary is lost, its heartbeats are not";
+    REASON_0302 = "SKC-R0302", "The primary is silent and the operator decides";
+    REASON_0303 = "SKC-R0303", "The primary is silent; probing before promotion";
+    REASON_0304 = "SKC-R0304", "Writes wait while the session reconnects";
+    REASON_0305 = "SKC-R0305", "Writes wait until this node may go on alone";
+    REASON_0306 = "SKC-R0306", "The node is being resynced";
+    REASON_0307 = "SKC-R0307", "Making durable what only memory held";
+    REASON_0308 = "SKC-R0308", "The standby is being resynced";
+    REASON_0309 = "SKC-R0309", "There is no standby";
+    REASON_0310 = "SKC-R0310", "Handing over";
+    REASON_0311 = "SKC-R0311", "Stopping";
+    REASON_0312 = "SKC-R0312", "The standby is settling";
+    REASON_0401 = "SKC-R0401", "Both directories are new to each other";
+    REASON_0402 = "SKC-R0402", "Both nodes hold acknowledged data the other has not";
+    REASON_0403 = "SKC-R0403", "Neither copy is complete";
+    REASON_0404 = "SKC-R0404", "The two copies have no known common ancestor";
+    REASON_0405 = "SKC-R0405", "The cluster is not started on both nodes";
+    REASON_0406 = "SKC-R0406", "A directory is not usable on one of the nodes";
+    REASON_0407 = "SKC-R0407", "The two agents judge the same facts differently";
+    REASON_0501 = "SKC-R0501", "The ping witness cannot be reached";
+    REASON_0502 = "SKC-R0502", "The agent stalled longer than its lease";
+    REASON_0503 = "SKC-R0503", "The restart limit was reached";
+    REASON_0504 = "SKC-R0504", "Another machine answers for a virtual address";
+    REASON_0505 = "SKC-R0505", "A service failed";
+    REASON_0506 = "SKC-R0506", "A checker is down";
+    REASON_0507 = "SKC-R0507", "Stopped by the operator";
+    REASON_0508 = "SKC-R0508", "Nothing is heard of the peer";
+    // Events: what happened
+    EVENT_0001 = "SKC-V0001", "The cluster was started here";
+    EVENT_0002 = "SKC-V0002", "The cluster was stopped here";
+    EVENT_0003 = "SKC-V0003", "The link to the peer came up";
+    EVENT_0004 = "SKC-V0004", "The nodes agreed";
+    EVENT_0005 = "SKC-V0005", "The handshake was tried again";
+    EVENT_0006 = "SKC-V0006", "The session was lost";
+    EVENT_0007 = "SKC-V0007", "Writes go on";
+    EVENT_0008 = "SKC-V0008", "The primary goes on alone";
+    EVENT_0009 = "SKC-V0009", "The node became primary";
+    EVENT_0010 = "SKC-V0010", "The operator forced the node to be primary";
+    EVENT_0011 = "SKC-V0011", "The node gave up its role";
+    EVENT_0012 = "SKC-V0012", "The node marked itself Behind";
+    EVENT_0013 = "SKC-V0013", "The peer's guard said that its agent died";
+    EVENT_0014 = "SKC-V0014", "A resync began";
+    EVENT_0015 = "SKC-V0015", "The standby is UpToDate";
+    EVENT_0016 = "SKC-V0016", "A copy is not complete";
+    EVENT_0017 = "SKC-V0017", "The role was handed over";
+    EVENT_0018 = "SKC-V0018", "The role was taken over in a hand-over";
+    EVENT_0019 = "SKC-V0019", "A hand-over was given up";
+    EVENT_0020 = "SKC-V0020", "The agent stalled";
+    EVENT_0021 = "SKC-V0021", "The restart limit was reached";
+    EVENT_0022 = "SKC-V0022", "A checker acted";
+    EVENT_0023 = "SKC-V0023", "The fencing record could not be written";
+    EVENT_0024 = "SKC-V0024", "Split brain was found";
 }
 
 conditions! {
@@ -212,7 +301,8 @@ mod tests {
             assert!(pair[0].id < pair[1].id, "{} and {}", pair[0].id, pair[1].id);
         }
         for code in CODES {
-            let digits = code.id.strip_prefix("SKC-E").unwrap();
+            let (kind, digits) = code.id.strip_prefix("SKC-").unwrap().split_at(1);
+            assert!(["E", "R", "V"].contains(&kind), "{}", code.id);
             assert!(digits.len() == 4 && digits.bytes().all(|b| b.is_ascii_digit()), "{}", code.id);
         }
     }

@@ -108,7 +108,7 @@ fn print(value: u64, units: &[(&str, u64)]) -> String {
     }
     units
         .iter()
-        .find(|(_, factor)| value % factor == 0)
+        .find(|(_, factor)| value.is_multiple_of(*factor))
         .map_or_else(|| value.to_string(), |(name, factor)| format!("{}{name}", value / factor))
 }
 

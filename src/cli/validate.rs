@@ -31,9 +31,10 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: Args) -> ExitCode {
+    let Args { file, output } = args;
     let mut findings = Findings::default();
     let mut sources = Vec::new();
-    for path in &args.file {
+    for path in &file {
         let mut files = Vec::new();
         collect(path, 0, &mut files, &mut findings);
         files.sort();
@@ -54,7 +55,7 @@ pub fn run(args: Args) -> ExitCode {
             Vec::new()
         }
     };
-    match args.output {
+    match output {
         Output::Human => emit(&human(&loaded, &findings)),
         output => {
             let specs: Vec<_> = loaded
@@ -75,9 +76,7 @@ pub fn run(args: Args) -> ExitCode {
 
 fn human(loaded: &[Loaded], findings: &Findings) -> String {
     let mut text = String::new();
-    if !findings.0.is_empty() {
-        let _ = writeln!(text, "{findings}");
-    } else {
+    if findings.0.is_empty() {
         for Loaded { file, spec, .. } in loaded {
             let (name, level) = (&spec.metadata.name, spec.level());
             let lease = match spec.spec.virtual_ips.len() {
@@ -86,6 +85,8 @@ fn human(loaded: &[Loaded], findings: &Findings) -> String {
             };
             let _ = writeln!(text, "ok  {name}  ({file}): guarantee level {level:?}{lease}");
         }
+    } else {
+        let _ = writeln!(text, "{findings}");
     }
     text
 }

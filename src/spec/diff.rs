@@ -157,15 +157,16 @@ fn effect(path: &Path) -> Effect {
         })
         .collect();
     match keys.as_slice() {
-        ["metadata", "name"] | ["apiVersion" | "kind", ..] => Effect::NeedsStop,
-        ["spec", "mode" | "nodes", ..] => Effect::NeedsStop,
-        ["spec", "directories", _, "consistency", ..] => Effect::ChangesReplication,
-        ["spec", "directories", ..] => Effect::NeedsStop,
-        ["spec", "replication", "resyncBandwidth"] => Effect::InPlace,
-        ["spec", "replication", "range"] => Effect::NeedsStop, // dirty maps are counted in ranges
-        ["spec", "replication", ..] => Effect::ChangesReplication,
-        // Waiting times are read anew at each start, stop and look.
-        ["spec", "services", _, "startTimeout" | "stopTimeout" | "statusInterval"] => Effect::InPlace,
+        // Waiting times and limits are read anew each time they are used.
+        ["spec", "replication", "resyncBandwidth"]
+        | ["spec", "services", _, "startTimeout" | "stopTimeout" | "statusInterval"] => Effect::InPlace,
+        ["spec", "directories", _, "consistency"] | ["spec", "replication", "consistency"] => {
+            Effect::ChangesReplication
+        }
+        // Who and what is mirrored, and the unit in which dirty maps are counted.
+        ["metadata", "name"]
+        | ["apiVersion" | "kind"]
+        | ["spec", "mode" | "nodes" | "directories" | "replication", ..] => Effect::NeedsStop,
         ["spec", "services", ..] => Effect::RestartsServices,
         ["spec", "virtualIPs", ..] => Effect::NeedsStop, // addresses move only with the role
         _ => Effect::InPlace,

@@ -221,10 +221,10 @@ fn path_text(text: &str, path: &Path) -> Option<Problem> {
     if text != "/" && parts.iter().any(|p| matches!(*p, "" | "." | "..")) {
         let problem = bad(format!("{text:?} is not written plainly (no //, /./, /../ or slash at the end)"));
         let plain: Vec<&str> = parts.iter().copied().filter(|p| !matches!(*p, "" | ".")).collect();
-        return Some(match plain.contains(&"..") {
-            true => problem,
-            false => problem.hint(format!("write /{}", plain.join("/"))),
-        });
+        if plain.contains(&"..") {
+            return Some(problem); // where it leads depends on links: nothing to suggest
+        }
+        return Some(problem.hint(format!("write /{}", plain.join("/"))));
     }
     None
 }

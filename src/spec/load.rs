@@ -65,15 +65,14 @@ pub fn load(sources: &[Source]) -> Result<Vec<Loaded>, Findings> {
             ));
             break;
         }
-        let problems = match not_a_spec(&document.value) {
-            Some(problem) => vec![problem],
-            None => {
-                clusters.push((*source, document));
-                let mut problems = shape::check(&schema, &document.value);
-                problems.extend(rules::check(&View::root(&document.value)));
-                problems.truncate(shape::PROBLEMS_MAX);
-                problems
-            }
+        let problems = if let Some(problem) = not_a_spec(&document.value) {
+            vec![problem]
+        } else {
+            clusters.push((*source, document));
+            let mut problems = shape::check(&schema, &document.value);
+            problems.extend(rules::check(&View::root(&document.value)));
+            problems.truncate(shape::PROBLEMS_MAX);
+            problems
         };
         findings.extend(problems.into_iter().map(|p| place(source, document, p)));
     }

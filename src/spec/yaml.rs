@@ -54,7 +54,7 @@ fn parse(text: &str) -> Result<Vec<Document>, Vec<Located>> {
     }
     let mut documents = Vec::new();
     for (node, yaml) in nodes.into_iter().zip(values) {
-        let value = agree(&node, &yaml, &Path::default()).map_err(|problem| vec![problem])?;
+        let value = agree(&node, &yaml, &Path::default()).map_err(|problem| vec![*problem])?;
         if !node.is_null() {
             documents.push(Document { value, node });
         }
@@ -101,11 +101,11 @@ fn values(text: &str) -> Result<Vec<Yaml>, Vec<Located>> {
 }
 
 /// The value as JSON if both parsers see the same. Depth is bounded by `locate`.
-fn agree(node: &Node, yaml: &Yaml, path: &Path) -> Result<Value, Located> {
+fn agree(node: &Node, yaml: &Yaml, path: &Path) -> Result<Value, Box<Located>> {
     let differ = || {
         let message = format!("two YAML parsers read {path} differently");
         let problem = Problem::new(path, codes::SPEC_AMBIGUOUS, message);
-        (node.span, problem.hint("quote the text, or write it in block style"))
+        Box::new((node.span, problem.hint("quote the text, or write it in block style")))
     };
     match (&node.kind, yaml) {
         (Kind::Map(entries), Yaml::Mapping(map)) if entries.len() == map.len() => {

@@ -55,7 +55,7 @@ impl Source {
     }
 
     pub fn line_of(&self, at: usize) -> usize {
-        self.text.as_bytes()[..at].iter().filter(|b| **b == b'\n').count() + 1
+        self.code[..at].matches('\n').count() + 1
     }
 
     /// `file:line: text` of each whole word in the code.
