@@ -5,7 +5,7 @@
 //! holds the other direction). To add one: write `src/docs/explain/SKC-E####.md`, add a line here.
 //! `SKC-E`: errors; `SKC-R`: reasons that a status shows; `SKC-V`: events.
 //! Ranges of errors: E04 refused commands, E1 specs, E20 link and identity, E21 state, E3 file system, E4 replication,
-//! E50 network, E51 failover, E6 services, E7 command line, agent, lab. E00 and E01 are never assigned (examples).
+//! E5 network, E6 services, E7 command line, agent, lab. E00 and E01 are never assigned (examples).
 
 use std::fmt;
 
@@ -136,24 +136,17 @@ codes! {
     STATE_ENCODE = "SKC-E2105", "A record cannot be written";
     STATE_NAME = "SKC-E2106", "A name cannot be a file name";
     // File system, mount, directory identity
-    FS_MISSING = "SKC-E3001", "The directory does not exist";
-    FS_REPLACED = "SKC-E3002", "The directory is not the one it was";
-    FS_EMPTIED = "SKC-E3003", "The directory is empty where it was not";
+    FS_MOUNT = "SKC-E3001", "The mount failed";
     FS_KERNEL = "SKC-E3004", "The kernel lacks what the mirror needs";
     FS_BUSY_MOUNT = "SKC-E3005", "Another live mirror is mounted there";
     FS_HOLDERS = "SKC-E3006", "Processes hold the directory from before the mount";
-    FS_IO = "SKC-E3007", "The disk reports errors";
-    FS_NO_FUSE = "SKC-E3008", "/dev/fuse cannot be opened";
-    FS_MOUNT = "SKC-E3009", "The mount failed";
+    FS_IO = "SKC-E3008", "The disk reports errors";
+    FS_NO_FUSE = "SKC-E3009", "/dev/fuse cannot be opened";
+    FS_ADOPT = "SKC-E3010", "The directory could not be adopted";
     // Replication
     REPL_APPLY = "SKC-E4001", "The standby cannot apply";
-    REPL_RESYNC = "SKC-E4002", "A resync was interrupted";
-    REPL_NO_SOURCE = "SKC-E4003", "Both nodes hold different data and none is known to be newer";
-    REPL_SPLIT_BRAIN = "SKC-E4004", "Both nodes acknowledged writes alone";
-    REPL_DIFFERENT = "SKC-E4005", "The two trees differ";
-    REPL_ACK_LATE = "SKC-E4006", "The standby acknowledges too late";
-    REPL_CAPABILITY = "SKC-E4007", "The standby's file system cannot hold the data";
-    // Network, then failover and arbitration
+    REPL_STUCK = "SKC-E4005", "The data path does not come to rest";
+    // Network
     NET_NETLINK = "SKC-E5001", "The kernel refused a network operation";
     NET_DEADLINE = "SKC-E5002", "A network operation took too long";
     NET_NO_INTERFACE = "SKC-E5003", "No interface for the virtual IP";
@@ -163,15 +156,6 @@ codes! {
     NET_SOCKET = "SKC-E5007", "A probe socket cannot be opened or used";
     NET_SYNTAX = "SKC-E5008", "This is no virtual IP";
     NET_PERMANENT = "SKC-E5009", "The virtual IP is a permanent address of this node";
-    FO_FROZEN = "SKC-E5101", "The freeze ended without a decision";
-    FO_WITNESS = "SKC-E5102", "No witness answers";
-    FO_VIP_ANSWERED = "SKC-E5103", "The virtual IP still answers";
-    FO_COLD_START = "SKC-E5104", "This node waits for its peer after a start";
-    FO_RESTART_LIMIT = "SKC-E5105", "The restart limit is reached";
-    FO_NOT_UP_TO_DATE = "SKC-E5106", "The standby is not up to date";
-    FO_LATE = "SKC-E5108", "The agent woke up late";
-    FO_MANUAL = "SKC-E5109", "Failover is manual";
-    FO_GUARD = "SKC-E5110", "The agent died and was fenced";
     // Services and checkers
     SVC_START = "SKC-E6001", "A service did not start";
     SVC_STOP = "SKC-E6002", "A service did not stop in time";

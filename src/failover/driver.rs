@@ -168,7 +168,7 @@ impl<W: World> Driver<W> {
         match effect {
             Effect::Persist(record) => {
                 if let Err(error) = self.world.persist(record).await {
-                    tracing::error!(%error, error_code = "SKC-E5006", "the fencing record cannot be written");
+                    tracing::error!(%error, error_code = "SKC-E0401", "the fencing record cannot be written");
                     inputs.push_front(Input::PersistFailed);
                     return false;
                 }
