@@ -2,7 +2,7 @@
 
 use crate::daemon::agent::{Options, worker};
 use crate::guard::{self, GuardConfig};
-use crate::telemetry::Format;
+use crate::telemetry::{self, Format};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,8 +32,8 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: Args) -> ExitCode {
-    crate::telemetry::init(if args.log_json { Format::Json } else { Format::Human });
     if args.worker {
+        telemetry::init(if args.log_json { Format::Json } else { Format::Human });
         let socket = args.socket.clone().unwrap_or_else(|| args.run_dir.join("skc.sock"));
         return match worker(Options { state: args.state, socket, specs: args.specs }) {
             Ok(()) => ExitCode::SUCCESS,
@@ -62,5 +62,12 @@ pub fn run(args: Args) -> ExitCode {
             argv.push(value.into());
         }
     }
-    guard::run(GuardConfig::new(argv, args.run_dir))
+    let mut config = GuardConfig::new(argv, args.run_dir);
+    // Not before: the guard's log must not block, and its thread must start with signals blocked.
+    config.log = Some(if args.log_json {
+        |queue| telemetry::init_to(Format::Json, queue)
+    } else {
+        |queue| telemetry::init_to(Format::Human, queue)
+    });
+    guard::run(config)
 }
