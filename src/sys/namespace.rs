@@ -72,10 +72,14 @@ pub fn spawn_in(ns: &Namespaces, command: &mut Command, orphan: Orphan) -> io::R
         (ns.ipc.as_raw_fd(), libc::CLONE_NEWIPC),
         (ns.mount.as_raw_fd(), libc::CLONE_NEWNS),
     ];
+    let here = std::env::current_dir().and_then(|dir| c_path(&dir)).unwrap_or_default();
     let enter = move || {
         for (fd, kind) in fds {
             set_ns(fd, kind)?;
         }
+        // Joining a mount namespace leads to its root; the old directory may not exist there.
+        // SAFETY: NUL-terminated string, chdir is async-signal-safe.
+        unsafe { libc::chdir(here.as_ptr()) };
         if orphan == Orphan::Dies {
             death_signal()?;
         }
