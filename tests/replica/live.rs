@@ -288,3 +288,31 @@ fn a_target_that_does_not_acknowledge_is_dropped() {
     // The application goes on.
     pair.mirror.create("f").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
 }
+
+#[test]
+fn the_roles_are_exchanged_without_a_compare() {
+    let mut pair = Pair::new();
+    pair.ready();
+    for unique in run_random(&pair, 21, 200) {
+        assert_eq!(pair.mirror.wait(unique), 0);
+    }
+    // Hand-over: freeze, drain, close, number on from the same position.
+    pair.gate(Gate::Frozen);
+    assert!(pair.mirror.primary.drain(LONG));
+    pair.mirror.primary.disconnect(LONG);
+    pair.standby.close(LONG);
+    let position = pair.mirror.primary.position();
+    assert_eq!(position, pair.standby.applied());
+    pair.gate(Gate::ReadOnly);
+    let Pair { a, b, .. } = pair;
+    let mut back = Pair::with(b, a, |_| {}, |_| {});
+    back.mirror.primary.adopt_position(position.unwrap());
+    back.standby.adopt_position(position);
+    back.connect(Plan::Replay);
+    back.event("ReplayDone", |_, e| matches!(e, Event::ReplayDone { .. }).then_some(()));
+    back.gate(Gate::Replicated(back.epoch));
+    for unique in run_random(&back, 22, 200) {
+        assert_eq!(back.mirror.wait(unique), 0);
+    }
+    back.assert_equal();
+}

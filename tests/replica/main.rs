@@ -2,6 +2,7 @@
 //! ordered resync, replay, failures. Needs root (file handles, ownership).
 
 mod compare;
+mod latency;
 mod live;
 mod random;
 mod resync;

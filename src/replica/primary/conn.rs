@@ -123,11 +123,11 @@ impl Inner {
             core.progress = Instant::now();
             self.streaming.store(true, Ordering::Release);
             if replay && let Err(error) = core.replay(applied, &mut out) {
-                self.broken(&mut core, &error);
+                self.broken(&mut core, &error, &mut out);
             }
             (number, replay.then(|| core.next - 1))
         };
-        out.send();
+        out.send(&self.events);
         wire.set_timeout(None)?;
         let spawned = self.spawn(ReadLoop {
             inner: Arc::clone(self),
@@ -276,7 +276,7 @@ impl ReadLoop {
             }
             core.on_ack(applied, &mut out).map_err(StreamEnd::Protocol)?;
         }
-        out.send();
+        out.send(&self.inner.events);
         self.inner.acked.notify_all();
         if self.inner.parked_len.load(Ordering::Acquire) > 0 && self.inner.has_room() {
             self.inner.parked_wake.notify_all();
@@ -298,7 +298,7 @@ impl ReadLoop {
             Reply::SyncAck { seq, errno: 0 } => {
                 let mut out = Outcome::default();
                 lock(&self.inner.core).sync_remote(seq, &mut out);
-                out.send();
+                out.send(&self.inner.events);
                 self.inner.acked.notify_all();
                 if let Some(inbox) = &self.inbox {
                     inbox.synced(seq);

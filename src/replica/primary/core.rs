@@ -10,6 +10,7 @@ use crate::proto::frame::{self, FrameError, Kind};
 use crate::proto::fsop::Time;
 use crate::proto::stream::{OpFrameRef, Resync, SPAN};
 use crate::proto::{FileId, FsOp};
+use crate::replica::event::{Event, EventSink};
 use crate::replica::local;
 use crate::replica::wire::WireWriter;
 use crate::sys::file;
@@ -37,10 +38,16 @@ const POOL_MAX: usize = 256;
 pub(super) struct Outcome {
     pub ok: Vec<PendingReply>,
     pub err: Vec<(PendingReply, Errno)>,
+    /// At most one: the stream was given up.
+    pub event: Option<Event>,
 }
 
 impl Outcome {
-    pub fn send(self) {
+    /// Answers, without any lock held: the sink of events may take locks of its own.
+    pub fn send(self, events: &EventSink) {
+        if let Some(event) = self.event {
+            events(event);
+        }
         for reply in self.ok {
             reply.ok();
         }
@@ -524,9 +531,8 @@ impl Core {
                 out.err.extend(self.entries.iter_mut().filter_map(|e| e.reply.take()).map(|r| (r, eio)));
                 let syncs = std::mem::take(&mut self.syncs);
                 out.err.extend(syncs.into_values().map(|w| (w.reply, eio)));
-                if !self.entries.is_empty() && self.conn.is_none() {
-                    self.drop_frames();
-                }
+                // Answered with an error but in the tree: never to be replayed as if nothing happened.
+                self.drop_frames();
             }
         }
     }
@@ -568,6 +574,7 @@ impl Core {
 
     /// A numbering that goes on behind `applied`, with fresh names (the roles were exchanged).
     pub fn begin_fresh(&mut self, stream: u128, applied: u64) {
+        self.drop_frames();
         self.stream = stream;
         self.bound.clear();
         self.next = applied + 1;

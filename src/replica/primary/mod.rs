@@ -191,7 +191,7 @@ impl Primary {
             // Tickets are held for microseconds; a queue on the lock would stop admissions for longer.
             std::thread::park_timeout(Duration::from_micros(100));
         }
-        out.send();
+        out.send(&inner.events);
         inner.acked.notify_all();
         inner.parked_wake.notify_all();
         Ok(())
@@ -293,7 +293,7 @@ impl Inner {
     }
 
     /// After an error that the stream cannot express: no replay, no stream.
-    fn broken(&self, core: &mut Core, error: &CoreError) {
+    fn broken(&self, core: &mut Core, error: &CoreError, out: &mut Outcome) {
         tracing::error!(error = %error, "operation cannot enter the stream; a full compare is needed");
         core.gap = true;
         if let Some(conn) = &core.conn {
@@ -302,8 +302,25 @@ impl Inner {
             core.disconnect();
             self.streaming.store(false, Ordering::Release);
             tracing::debug!(number, "stream dropped");
-            (self.events)(Event::StreamDown { epoch, why: StreamEnd::Unnamed(error.to_string()) });
+            out.event = Some(Event::StreamDown { epoch, why: StreamEnd::Unnamed(error.to_string()) });
         }
+    }
+
+    /// Streams an operation whose reply waits for nobody, if there is a target.
+    fn submit_alone(&self, tree: &Tree, op: &FsOp, bulk: &[u8]) {
+        if !self.streaming.load(Ordering::Acquire) {
+            self.lone.store(true, Ordering::Release);
+            return;
+        }
+        let mut out = Outcome::default();
+        let mut core = lock(&self.core);
+        if core.conn.is_none() {
+            core.gap = true;
+        } else if let Err(error) = core.submit(tree, false, op, bulk, &mut None) {
+            self.broken(&mut core, &error, &mut out);
+        }
+        drop(core);
+        out.send(&self.events);
     }
 
     /// Runs `local` on the pool, then `done`.
@@ -365,16 +382,7 @@ impl Replicator for Primary {
         let Some(tree) = inner.tree(volume) else { return reply.err(Errno(libc::EIO)) };
         match gate {
             Gate::Alone(_) => {
-                if inner.streaming.load(Ordering::Acquire) {
-                    let mut core = lock(&inner.core);
-                    if core.conn.is_none() {
-                        core.gap = true;
-                    } else if let Err(error) = core.submit(tree, false, op, bulk, &mut None) {
-                        inner.broken(&mut core, &error);
-                    }
-                } else {
-                    inner.lone.store(true, Ordering::Release);
-                }
+                inner.submit_alone(tree, op, bulk);
                 reply.ok();
             }
             Gate::Replicated(_) => {
@@ -383,7 +391,7 @@ impl Replicator for Primary {
                 {
                     let mut core = lock(&inner.core);
                     if let Err(error) = core.submit(tree, false, op, bulk, &mut waiting) {
-                        inner.broken(&mut core, &error);
+                        inner.broken(&mut core, &error, &mut out);
                         if let Some(reply) = waiting.take() {
                             core.keep_unproven(reply, &mut out);
                         }
@@ -391,7 +399,7 @@ impl Replicator for Primary {
                 }
                 // Still here: there is nothing to wait for.
                 out.ok.extend(waiting);
-                out.send();
+                out.send(&inner.events);
             }
             // Impossible with a ticket; never acknowledge by accident.
             Gate::ReadOnly | Gate::Frozen | Gate::Shut => reply.err(Errno(libc::EIO)),
@@ -413,18 +421,8 @@ impl Replicator for Primary {
         let Some(tree) = inner.tree(volume) else { return reply.err(Errno(libc::EIO)) };
         match gate {
             Gate::Alone(_) => {
-                let fsync = matches!(op, FsOp::Fsync { .. });
-                if !inner.streaming.load(Ordering::Acquire) {
-                    if !fsync {
-                        inner.lone.store(true, Ordering::Release);
-                    }
-                } else if !fsync {
-                    let mut core = lock(&inner.core);
-                    if core.conn.is_none() {
-                        core.gap = true;
-                    } else if let Err(error) = core.submit(tree, false, op, bulk, &mut None) {
-                        inner.broken(&mut core, &error);
-                    }
+                if !matches!(op, FsOp::Fsync { .. }) {
+                    inner.submit_alone(tree, op, bulk);
                 }
                 inner.on_pool(local, |_, result| answer(reply, result));
             }
@@ -438,7 +436,7 @@ impl Replicator for Primary {
                         inner.on_pool(local, move |me, result| {
                             let mut out = Outcome::default();
                             lock(&me.core).sync_local(seq, result, &mut out);
-                            out.send();
+                            out.send(&me.events);
                             me.acked.notify_all();
                         });
                     }
@@ -447,15 +445,17 @@ impl Replicator for Primary {
                         inner.on_pool(local, |_, result| answer(reply, result));
                     }
                     Err(error) => {
-                        inner.broken(&mut core, &error);
+                        let mut out = Outcome::default();
+                        inner.broken(&mut core, &error, &mut out);
                         drop(core);
+                        out.send(&inner.events);
                         inner.on_pool(local, move |me, result| {
                             let mut out = Outcome::default();
                             match result {
                                 Ok(()) => lock(&me.core).keep_unproven(reply, &mut out),
                                 Err(errno) => out.err.push((reply, errno)),
                             }
-                            out.send();
+                            out.send(&me.events);
                         });
                     }
                 }

@@ -178,9 +178,9 @@ impl Pump {
                     self.figures();
                     let (epoch, progress) = (self.epoch, self.progress);
                     tracing::info!(%epoch, bytes_sent = progress.bytes_sent, files = progress.files_done, "resync done");
+                    // Ids stay pinned until the marker is behind us: a late request must still mean
+                    // the same object.
                     (self.inner.sink())(Event::ResyncDone { epoch, progress });
-                    // Ids nobody else holds are forgotten on both sides.
-                    self.unpin();
                 }
                 Some(_) => {
                     self.inbox.wait(REPORT, |s| {

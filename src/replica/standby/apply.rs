@@ -62,6 +62,8 @@ pub(super) struct Apply {
     pub lenient: bool,
     /// Something was asked for since the last `End`.
     pub asked: bool,
+    /// Ids the sender forgot during the resync.
+    pub forgotten: Vec<(usize, FileId)>,
     pub dir_parts: Option<DirParts>,
     pub xattr_parts: Option<(usize, FileId, Vec<Xattr>)>,
     pub out: Vec<u8>,
@@ -239,6 +241,9 @@ impl Apply {
         drop(released);
         self.lenient = false;
         self.quarantines.clear();
+        for (v, id) in std::mem::take(&mut self.forgotten) {
+            self.tables[v].unbind(id);
+        }
         self.reply(&Reply::UpToDate { seq });
         self.flush(true)
     }

@@ -40,6 +40,11 @@ fn is_fatal(errno: Errno) -> bool {
 impl Apply {
     /// Applies `op` in a resync.
     pub(super) fn apply_leniently(&mut self, v: usize, op: &FsOp, bulk: &[u8]) -> Result<(), Failed> {
+        if let FsOp::Forget { ids } = op {
+            // What is known of an object's place is needed until the end; ids are never reused.
+            self.forgotten.extend(ids.iter().map(|id| (v, *id)));
+            return Ok(());
+        }
         self.keep_overwritten(v, op, bulk.len() as u64);
         let moved = self.moved_objects(v, op);
         let result = self.tables[v].apply(op, bulk);

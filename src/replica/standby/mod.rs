@@ -214,6 +214,7 @@ impl Standby {
             epoch,
             lenient,
             asked: false,
+            forgotten: Vec::new(),
             dir_parts: None,
             xattr_parts: None,
             out: Vec::new(),

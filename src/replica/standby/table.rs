@@ -100,14 +100,15 @@ impl Table {
         if self.ids.get(&id).is_some_and(|n| n.handle != handle) {
             self.unbind(id);
         }
+        let mut placed = placed || self.ids.get(&id).is_some_and(|n| n.placed);
         if let Some(other) = self.by_handle.insert(handle, id)
             && other != id
         {
-            self.ids.remove(&other);
+            // The sender forgot the object and met it again: its place is as sure as before.
+            placed |= self.ids.remove(&other).is_some_and(|n| n.placed);
             self.fds.remove(&other);
             self.unnamed.remove(&other);
         }
-        let placed = placed || self.ids.get(&id).is_some_and(|n| n.placed);
         self.ids.insert(id, Node { handle, placed, unlinked: false });
     }
 
