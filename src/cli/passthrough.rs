@@ -32,6 +32,7 @@ pub struct Args {
 }
 
 /// Runs the verb.
+#[allow(clippy::needless_pass_by_value)] // every verb has this signature
 pub fn run(args: Args) -> ExitCode {
     let result = if args.foreground { serve(&args) } else { background(&args) };
     match result {

@@ -50,9 +50,12 @@ fn serve(fs: &Arc<MirrorFs>, device: &Device, init: InitValues, shared: &Shared)
         match device.receive(&mut buf) {
             Received::Request(len) => {
                 let request = &buf[..len];
-                // No input is known to panic. Should one, its caller hangs, not the whole mount.
+                // No input is known to panic. Should one, its caller gets EIO and the mount goes on.
                 if catch_unwind(AssertUnwindSafe(|| fs.dispatch(request, &mut scratch))).is_err() {
                     tracing::error!("serving a request panicked");
+                    if let Some(unique) = buf.get(8..16).and_then(|b| b.try_into().ok()) {
+                        device.error(u64::from_ne_bytes(unique), Errno(libc::EIO));
+                    }
                 }
             }
             Received::Nothing => {}

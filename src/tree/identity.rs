@@ -151,18 +151,21 @@ pub fn is_empty(backing: &Backing) -> Result<bool, IdentityError> {
     }
 }
 
+fn new_token() -> Result<String, IdentityError> {
+    let mut bytes = [0u8; 16];
+    getrandom::fill(&mut bytes).map_err(|_| IdentityError::Random)?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
+}
+
 /// The directory's identity; makes its token if it has none. The caller has decided that this
 /// directory is to be mirrored.
 pub fn establish(backing: &Backing) -> Result<Identity, IdentityError> {
-    let token = match read(backing, TOKEN)? {
-        Some(token) => String::from_utf8_lossy(&token).into_owned(),
-        None => {
-            let mut bytes = [0u8; 16];
-            getrandom::fill(&mut bytes).map_err(|_| IdentityError::Random)?;
-            let token = format!("{:032x}", u128::from_be_bytes(bytes));
-            write(backing, TOKEN, token.as_bytes())?;
-            token
-        }
+    let token = if let Some(token) = read(backing, TOKEN)? {
+        String::from_utf8_lossy(&token).into_owned()
+    } else {
+        let token = new_token()?;
+        write(backing, TOKEN, token.as_bytes())?;
+        token
     };
     let fs_id = backing.stat_fs().map_or(0, |s| s.id);
     Ok(Identity { token, root: *backing.root_handle(), fs_id })
@@ -170,9 +173,7 @@ pub fn establish(backing: &Backing) -> Result<Identity, IdentityError> {
 
 /// Gives the directory a new token: after `adopt`, its history starts anew.
 pub fn renew(backing: &Backing) -> Result<Identity, IdentityError> {
-    let mut bytes = [0u8; 16];
-    getrandom::fill(&mut bytes).map_err(|_| IdentityError::Random)?;
-    write(backing, TOKEN, format!("{:032x}", u128::from_be_bytes(bytes)).as_bytes())?;
+    write(backing, TOKEN, new_token()?.as_bytes())?;
     establish(backing)
 }
 

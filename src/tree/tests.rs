@@ -126,3 +126,20 @@ fn an_unmounted_or_replaced_directory_is_noticed() {
     assert_eq!(identity::stamp(&b), Ok(Some(b"7.1".to_vec())));
     assert_eq!(identity::stamp(&other), Ok(None));
 }
+
+#[test]
+fn a_name_the_stream_does_not_know_yet_is_not_offered() {
+    let tmp = tempfile::tempdir().expect("temporary directory");
+    std::fs::write(tmp.path().join("a"), b"").expect("write");
+    let Some(t) = tree(tmp.path()) else { return };
+    let a = id(&t, FileId::ROOT, b"a");
+    std::fs::hard_link(tmp.path().join("a"), tmp.path().join("b")).expect("link");
+    assert_eq!(id(&t, FileId::ROOT, b"b"), a);
+    let unsent = Some((FileId::ROOT, &b"b"[..]));
+    assert_eq!(t.alias_except(a, unsent), Some((FileId::ROOT, b"a".to_vec())));
+    t.inodes.drop_alias(a, FileId::ROOT, b"a");
+    assert_eq!(t.alias_except(a, unsent), Some((FileId::ROOT, b"a".to_vec())), "found by other means");
+    // A file without any other name is bound as one without a name.
+    std::fs::remove_file(tmp.path().join("a")).expect("remove");
+    assert_eq!(t.alias_except(a, unsent), None);
+}

@@ -176,3 +176,28 @@ fn without_the_optional_features_the_result_is_the_same() {
     let mandatory = (1 << 28) | (1 << 20) | (1 << 6);
     isolated(move || run(4242, 1500, !mandatory));
 }
+
+#[test]
+fn concurrent_operations_reach_the_stream_in_the_order_of_their_effect() {
+    isolated(|| {
+        let other = tempfile::tempdir().expect("temporary directory");
+        let mirror = other.path().join("mirror");
+        std::fs::create_dir(&mirror).expect("mkdir");
+        let standby = Backing::open(&mirror).expect("open");
+        let m = Mounted::with(|tree| Arc::new(Standby::new(tree, standby)), Options::default());
+        std::thread::scope(|scope| {
+            for seed in 1..=6 {
+                let dir = &m.dir;
+                scope.spawn(move || {
+                    let mut rng = Rng(seed * 104_729);
+                    for n in 0..700 {
+                        let (what, got) = step(dir, &mut rng);
+                        assert!(!matches!(got, Err(5 | 107)), "thread {seed}, step {n}: {what}: {got:?}");
+                    }
+                });
+            }
+        });
+        assert_eq!(describe(&mirror, true), describe(&m.below(), true), "standby and backing");
+        assert_eq!(describe(&m.dir, true), describe(&m.below(), true), "mount and backing");
+    });
+}

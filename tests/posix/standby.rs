@@ -62,9 +62,9 @@ impl Standby {
     fn keep_if_last(&self, s: &mut State, dir: &OwnedFd, name: &[u8]) {
         let Ok(fd) = file::open_at(dir.as_fd(), name, libc_o_path(), 0) else { return };
         let handle = self.backing.handle_of(fd.as_fd()).expect("handle");
-        if let Some((id, _)) = s.bound.iter().find(|(_, h)| **h == handle) {
-            let id = *id;
-            s.unnamed.insert(id, fd);
+        // A forgotten id and its successor may both stand here for a moment.
+        for id in s.bound.iter().filter(|(_, h)| **h == handle).map(|(id, _)| *id) {
+            s.unnamed.insert(id, fd.try_clone().expect("dup"));
         }
     }
 
@@ -116,6 +116,13 @@ impl Standby {
                 Self::times(&dir, *dir_mtime);
             }
             FsOp::Link { id, parent, name, dir_mtime } => {
+                if !s.bound.contains_key(id) {
+                    // By a name from before this link: the new one is not here yet.
+                    let (up, old) = self.tree.alias_except(*id, Some((*parent, name))).expect("a name");
+                    let up = self.fd(s, up);
+                    let handle = self.backing.handle_at(up.as_fd(), &old).expect("the old name");
+                    s.bound.insert(*id, handle);
+                }
                 let (fd, dir) = (self.fd(s, *id), self.fd(s, *parent));
                 file::link_at(fd.as_fd(), dir.as_fd(), name).expect("link");
                 s.unnamed.remove(id);
@@ -129,6 +136,7 @@ impl Standby {
             }
             FsOp::Rmdir { parent, name, dir_mtime } => {
                 let dir = self.fd(s, *parent);
+                self.keep_if_last(s, &dir, name);
                 file::unlink_dir(dir.as_fd(), name).expect("rmdir");
                 Self::times(&dir, *dir_mtime);
             }

@@ -119,7 +119,7 @@ impl MirrorFs {
 
     /// Clears suid and sgid after a write that asked for it. The new mode if there was any to clear.
     /// File capabilities were already removed by the backing file system's own write.
-    pub(super) fn kill_privileges(&self, fd: BorrowedFd<'_>, stat: &Stat) -> Option<u32> {
+    pub(super) fn kill_privileges(fd: BorrowedFd<'_>, stat: &Stat) -> Option<u32> {
         let mode = without_privileges(stat.mode)?;
         match file::chmod(fd, mode) {
             Ok(()) => Some(mode),

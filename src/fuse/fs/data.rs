@@ -53,9 +53,9 @@ impl MirrorFs {
         let _ns = self.tree.ns_shared();
         let _stripe = self.tree.stripe(open.id);
         let len = file::pwrite(open.fd.as_fd(), data, a.offset)?;
-        let stat = self.stat_after(&open);
+        let stat = Self::stat_after(&open);
         let kill = a.write_flags & abi::WRITE_KILL_SUIDGID != 0;
-        let clear = if kill { self.kill_privileges(open.fd.as_fd(), &stat) } else { None };
+        let clear = if kill { Self::kill_privileges(open.fd.as_fd(), &stat) } else { None };
         let op = FsOp::Write { id: open.id, offset: a.offset, mtime: stat.mtime, clear };
         let body = WriteOut { size: len as u32, padding: 0 };
         let reply = self.pending(r, &body);
@@ -72,7 +72,7 @@ impl MirrorFs {
     }
 
     /// The attributes after a successful change of data.
-    fn stat_after(&self, open: &OpenFile) -> Stat {
+    fn stat_after(open: &OpenFile) -> Stat {
         file::stat(open.fd.as_fd()).unwrap_or_else(|errno| {
             tracing::error!(errno = errno.0, id = open.id.0, "stat after a write failed");
             Stat::default()
@@ -96,7 +96,7 @@ impl MirrorFs {
         let size_before = file::stat(open.fd.as_fd())?.size;
         if let Err(errno) = file::fallocate(open.fd.as_fd(), a.mode, a.offset, a.length) {
             // Out of space half-way, some file systems leave the file longer: the standby's must be too.
-            let stat = self.stat_after(&open);
+            let stat = Self::stat_after(&open);
             if stat.size == size_before {
                 return Err(errno.into());
             }
@@ -150,10 +150,14 @@ impl MirrorFs {
         let mut bulk = vec![0; copied];
         let (reply, len) = match read_exactly(&to, &mut bulk, a.off_out) {
             Ok(()) => (self.pending(r, &body), copied),
-            // Nothing to send the standby: a sick disk. The caller gets the error.
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => {
+                // There is nothing to send: the disk wrote these bytes and cannot read them. The two
+                // sides may differ here until the next comparison.
+                tracing::error!(errno = errno.0, id = to.id.0, copied, "reading back a copy failed");
+                return Err(errno.into());
+            }
         };
-        let stat = self.stat_after(&to);
+        let stat = Self::stat_after(&to);
         let op = FsOp::Write { id: to.id, offset: a.off_out, mtime: stat.mtime, clear: None };
         self.replicator.submit(ticket, self.tree.volume, &op, &bulk[..len], reply);
         Ok(())

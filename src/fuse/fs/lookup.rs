@@ -90,17 +90,17 @@ impl MirrorFs {
         }
     }
 
-    pub(super) fn forget(&self, r: &mut Request<'_>) -> Outcome {
-        // No reply, whatever happens.
+    /// No reply, whatever happens.
+    pub(super) fn forget(&self, r: &mut Request<'_>) {
         if let Ok(abi::ForgetIn { nlookup }) = r.arg() {
             let mut gone = Vec::new();
             self.tree.inodes.forget(r.id(), nlookup, &mut gone);
             self.forgotten(&gone);
         }
-        Ok(())
     }
 
-    pub(super) fn batch_forget(&self, r: &mut Request<'_>) -> Outcome {
+    /// No reply, whatever happens.
+    pub(super) fn batch_forget(&self, r: &mut Request<'_>) {
         let mut gone = Vec::new();
         if let Ok(abi::BatchForgetIn { count, .. }) = r.arg() {
             for _ in 0..count {
@@ -109,7 +109,6 @@ impl MirrorFs {
             }
         }
         self.forgotten(&gone);
-        Ok(())
     }
 
     fn stat_of(&self, id: FileId, fh: Option<u64>) -> Result<Stat, Errno> {

@@ -122,8 +122,14 @@ impl MirrorFs {
             op::LOOKUP => self.lookup(r),
             op::OPEN => self.open(r),
             op::RELEASE => self.release(r),
-            op::FORGET => self.forget(r),
-            op::BATCH_FORGET => self.batch_forget(r),
+            op::FORGET => {
+                self.forget(r);
+                Ok(())
+            }
+            op::BATCH_FORGET => {
+                self.batch_forget(r);
+                Ok(())
+            }
             op::SETATTR => self.setattr(r),
             op::READLINK => self.readlink(r),
             op::CREATE => self.create(r),
@@ -190,11 +196,13 @@ impl MirrorFs {
         }
     }
 
+    #[allow(clippy::unnecessary_wraps)] // handlers end with it
     fn reply<T: IntoBytes + Immutable>(&self, r: &Request<'_>, body: &T) -> Outcome {
         self.device.reply(r.header.unique, body.as_bytes(), &[]);
         Ok(())
     }
 
+    #[allow(clippy::unnecessary_wraps)] // handlers end with it
     fn reply_empty(&self, r: &Request<'_>) -> Outcome {
         self.device.reply(r.header.unique, &[], &[]);
         Ok(())

@@ -137,13 +137,13 @@ pub fn stat_fs(fd: BorrowedFd<'_>) -> Result<FsStat, Errno> {
     // SAFETY: `fsid_t` is two plain 32-bit integers on Linux; libc hides its field.
     let id: u64 = unsafe { std::mem::transmute::<libc::fsid_t, u64>(s.f_fsid) };
     Ok(FsStat {
-        kind: s.f_type as i64,
+        kind: s.f_type,
         id,
-        blocks: s.f_blocks as u64,
-        bfree: s.f_bfree as u64,
-        bavail: s.f_bavail as u64,
-        files: s.f_files as u64,
-        ffree: s.f_ffree as u64,
+        blocks: s.f_blocks,
+        bfree: s.f_bfree,
+        bavail: s.f_bavail,
+        files: s.f_files,
+        ffree: s.f_ffree,
         bsize: s.f_bsize as u32,
         frsize: s.f_frsize as u32,
         namelen: s.f_namelen as u32,
