@@ -163,12 +163,12 @@ fn effect(path: &Path) -> Effect {
         ["spec", "directories", _, "consistency"] | ["spec", "replication", "consistency"] => {
             Effect::ChangesReplication
         }
-        // Who and what is mirrored, and the unit in which dirty maps are counted.
+        // Who and what is mirrored, the unit in which dirty maps are counted, and addresses, which move
+        // only with the role.
         ["metadata", "name"]
         | ["apiVersion" | "kind"]
-        | ["spec", "mode" | "nodes" | "directories" | "replication", ..] => Effect::NeedsStop,
+        | ["spec", "mode" | "nodes" | "directories" | "replication" | "virtualIPs", ..] => Effect::NeedsStop,
         ["spec", "services", ..] => Effect::RestartsServices,
-        ["spec", "virtualIPs", ..] => Effect::NeedsStop, // addresses move only with the role
         _ => Effect::InPlace,
     }
 }

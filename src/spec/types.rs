@@ -1,6 +1,6 @@
 //! The types of ClusterSpec `skc.dev/v1`.
 //!
-//! Purpose: what every other module reads. A value that came through [`super::load`] holds every rule of
+//! Purpose: what every other module reads. A value that came through [`super::load()`] holds every rule of
 //! `super::check`; a value built by hand holds only what the types say. Each field states its
 //! default; the defaults themselves are in [`super::defaults`], the bounds in [`super::limits`].
 //! The JSON schema is derived from these types and is itself what the reader checks documents against.
