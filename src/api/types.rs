@@ -13,7 +13,7 @@ pub struct Document {
 }
 
 /// What an operator can do to a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "do")]
 pub enum Action {
     /// Bring the cluster up on this node.
@@ -27,8 +27,10 @@ pub enum Action {
         /// Accept the loss of what only the peer holds.
         force: bool,
     },
-    /// First start, or identity changed: this node's directory is the source.
+    /// First start, split brain, or identity changed: name the node whose directories are the source.
     Adopt {
+        /// Its name; absent: the node that is asked.
+        source: Option<String>,
         /// Accept that the peer's differing data is replaced (kept in quarantine).
         force: bool,
     },
@@ -38,6 +40,22 @@ pub enum Action {
     Resume,
     /// Unmount and leave a plain directory (after `stop`).
     Eject,
+}
+
+impl Action {
+    /// The command's name.
+    pub const fn verb(&self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Swap => "swap",
+            Self::Promote { .. } => "promote",
+            Self::Adopt { .. } => "adopt",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Eject => "eject",
+        }
+    }
 }
 
 /// A request, one a connection.

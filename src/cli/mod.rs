@@ -60,8 +60,8 @@ enum Command {
     Swap(operate::Args),
     /// Become primary; --force without proof that the data is the newest
     Promote(operate::ForceArgs),
-    /// Name this node's directories the source (first start, replaced disk)
-    Adopt(operate::ForceArgs),
+    /// Name the node whose directories are the source (first start, split brain, replaced disk)
+    Adopt(operate::AdoptArgs),
     /// Hold automatic decisions
     Pause(operate::Args),
     /// Take automatic decisions up again

@@ -33,6 +33,16 @@ pub struct ForceArgs {
     force: bool,
 }
 
+/// Arguments of `skc adopt`.
+#[derive(Debug, clap::Args)]
+pub struct AdoptArgs {
+    #[command(flatten)]
+    force: ForceArgs,
+    /// Name of the node whose directories are right; default: this node.
+    #[arg(long)]
+    source: Option<String>,
+}
+
 /// Runs one of the harmless operations.
 pub fn run(args: Args, action: Action) -> ExitCode {
     let question = match action {
@@ -55,13 +65,15 @@ pub fn promote(args: ForceArgs) -> ExitCode {
     go(&args.args, Action::Promote { force: args.force }, question)
 }
 
-/// `skc adopt [--force]`.
-pub fn adopt(args: ForceArgs) -> ExitCode {
-    let question = args.force.then_some(
-        "makes this node's directories the source. What differs on the other node is replaced \
-         (kept in quarantine there).",
+/// `skc adopt [--source NODE] [--force]`.
+pub fn adopt(args: AdoptArgs) -> ExitCode {
+    let AdoptArgs { force: ForceArgs { args, force }, source } = args;
+    let who = source.clone().unwrap_or_else(|| "this node".to_owned());
+    let question = format!(
+        "makes the directories of {who} the source. What differs on the other node is replaced \
+         (kept in quarantine there)."
     );
-    go(&args.args, Action::Adopt { force: args.force }, question)
+    go(&args, Action::Adopt { source, force }, force.then_some(question.as_str()))
 }
 
 fn go(args: &Args, action: Action, question: Option<&str>) -> ExitCode {

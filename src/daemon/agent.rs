@@ -33,7 +33,7 @@ const LINK_QUEUE: usize = 4096;
 
 /// Time without a sign of life of the runtime after which the guard kills this worker: three times
 /// the default heartbeat timeout (guard::GuardConfig has the same default).
-const WATCHDOG_MS: u64 = 6_000;
+pub(super) const WATCHDOG_MS: u64 = 6_000;
 
 /// The worker: runs until the guard asks for the end. Errors are for the person who started it.
 pub fn worker(options: Options) -> Result<(), String> {

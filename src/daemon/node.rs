@@ -279,8 +279,10 @@ impl Node {
     /// Keeps the heartbeat's body fresh: the age in it must grow while nothing happens.
     pub async fn beat(self: Arc<Self>) {
         let mut start = 0;
+        let mut timers = None;
         loop {
             let mut interval = Duration::from_millis(200);
+            self.follow_timers(&mut timers).await;
             let mut bodies = Vec::new();
             for unit in self.units() {
                 interval = interval.min(unit.heartbeat_interval());
@@ -292,6 +294,23 @@ impl Node {
                 tracing::error!(%error, "heartbeat body");
             }
             tokio::time::sleep(interval / 2).await;
+        }
+    }
+
+    /// The pair's link serves the most impatient cluster; the guard learns the same budget.
+    async fn follow_timers(&self, last: &mut Option<(u64, u64)>) {
+        let heartbeats: Vec<_> = self.units().iter().map(|u| u.spec().spec.heartbeat.clone()).collect();
+        let interval = heartbeats.iter().map(|h| h.interval.as_millis()).min();
+        let timeout = heartbeats.iter().map(|h| h.timeout.as_millis()).min();
+        let (Some(interval), Some(timeout)) = (interval, timeout) else { return };
+        if *last == Some((interval, timeout)) {
+            return;
+        }
+        *last = Some((interval, timeout));
+        self.link().reconfigure(Duration::from_millis(interval), Duration::from_millis(timeout));
+        let watchdog = (3 * timeout).max(super::agent::WATCHDOG_MS);
+        if let Err(error) = self.shared.guard.run(move |guard| guard.set_budget(timeout, watchdog)).await {
+            tracing::error!(%error, "the guard does not take the budget");
         }
     }
 

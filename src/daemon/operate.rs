@@ -110,6 +110,7 @@ async fn delete(node: &Arc<Node>, cluster: ClusterId) -> Result<Value, ApiError>
 
 async fn operate(node: &Arc<Node>, cluster: ClusterId, action: Action) -> Result<Value, ApiError> {
     let unit = node.unit(&cluster).ok_or_else(|| specs::unknown(&cluster))?;
+    let verb = action.verb();
     let command = match action {
         Action::Start => OperatorCommand::Start,
         Action::Stop => OperatorCommand::Stop,
@@ -117,7 +118,20 @@ async fn operate(node: &Arc<Node>, cluster: ClusterId, action: Action) -> Result
         Action::Promote { force } => OperatorCommand::Promote { force },
         Action::Pause => OperatorCommand::Pause,
         Action::Resume => OperatorCommand::Resume,
-        Action::Adopt { force } => OperatorCommand::Adopt { source: unit.me, force },
+        Action::Adopt { source, force } => {
+            let source = match source {
+                None => unit.me,
+                Some(name) => crate::failover::config::node_id(&unit.spec(), &name).ok_or_else(|| {
+                    let names = crate::failover::config::names(&unit.spec()).join(" or ");
+                    ApiError::new(
+                        "SKC-E7026",
+                        format!("{cluster} has no node {name}"),
+                        format!("--source {names}"),
+                    )
+                })?,
+            };
+            OperatorCommand::Adopt { source, force }
+        }
         Action::Eject => {
             if unit.core.snapshot().view.role != Role::Stop {
                 return Err(ApiError::new(
@@ -131,7 +145,7 @@ async fn operate(node: &Arc<Node>, cluster: ClusterId, action: Action) -> Result
         }
     };
     let result = unit.core.operate(command).await;
-    let name = format!("{action:?}").to_lowercase();
+    let name = verb.to_owned();
     let (outcome, answer) = match result {
         Some(OperatorResult::Done) => {
             ("done".to_owned(), Ok(json!({"text": "done", "status": status::of(node, &unit)})))

@@ -5,6 +5,7 @@ use super::node::Node;
 use crate::api::types::{
     ClusterStatus, ItemStatus, PathStatus, PeerStatus, Reason, VipStatus, WouldFailOver,
 };
+use crate::failover::config::names;
 use crate::sys::clock::boottime;
 use serde::Serialize;
 
@@ -39,8 +40,8 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
         services: items.services.into_iter().map(item).collect(),
         checkers: items.checkers.into_iter().map(item).collect(),
         directories: items.directories.into_iter().map(item).collect(),
-        reasons: view.reasons.iter().map(|r| Reason { code: r.code.clone(), text: r.text.clone() }).collect(),
-        command: view.command.as_ref().map(|c| format!("skc {c}")),
+        reasons: reasons(view, figures.failure),
+        command: view.command.as_ref().map(|c| command_line(c, &unit.id.0, &names(&spec))),
         resync: figures.resync,
         peer: peer(node, &spec, figures.peer_role),
         would_fail_over: WouldFailOver { now: view.failover.yes, why: view.failover.why.clone() },
@@ -49,6 +50,32 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
         age_ms: boottime() - snapshot.at,
         ..ClusterStatus::default()
     }
+}
+
+/// The core's command as one can type it: it knows neither the cluster's name nor the nodes'.
+fn command_line(command: &str, cluster: &str, nodes: &[String]) -> String {
+    let mut words = vec!["skc".to_owned()];
+    let mut before = "";
+    for (at, word) in command.split(' ').enumerate() {
+        let named = matches!(before, "node" | "--source");
+        let name = match word {
+            "A" if named => nodes.first(),
+            "B" if named => nodes.get(1),
+            _ => None,
+        };
+        words.push(name.cloned().unwrap_or_else(|| word.to_owned()));
+        if at == 0 {
+            words.push(cluster.to_owned());
+        }
+        before = word;
+    }
+    words.join(" ")
+}
+
+/// The core's reasons, and the error of the data path behind them.
+fn reasons(view: &crate::engine::View, failure: Option<String>) -> Vec<Reason> {
+    let core = view.reasons.iter().map(|r| Reason { code: r.code.clone(), text: r.text.clone() });
+    core.chain(failure.map(|text| Reason { code: "SKC-E4001".to_owned(), text })).collect()
 }
 
 fn peer(node: &Node, spec: &crate::spec::ClusterSpec, role: String) -> PeerStatus {
@@ -78,4 +105,19 @@ fn item((name, state, note): (String, String, String)) -> ItemStatus {
 /// A unit variant as the contract spells it.
 fn word(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::command_line;
+
+    #[test]
+    fn the_command_can_be_typed_as_shown() {
+        let nodes = ["alpha".to_owned(), "beta".to_owned()];
+        assert_eq!(
+            command_line("promote --force (if node B never comes back)", "shop", &nodes),
+            "skc promote shop --force (if node beta never comes back)"
+        );
+        assert_eq!(command_line("adopt --source A", "shop", &nodes), "skc adopt shop --source alpha");
+    }
 }

@@ -192,7 +192,13 @@ impl<W: World> Driver<W> {
             Effect::StopServices => self.world.stop_services(),
             Effect::AcceptTree => self.world.accept_tree(),
             Effect::InvalidateCaches => self.world.invalidate_caches().await,
-            Effect::SetTombstone(tombstone) => self.world.set_tombstone(tombstone),
+            Effect::SetTombstone(tombstone) => {
+                if let Err(error) = self.world.set_tombstone(tombstone).await {
+                    tracing::error!(%error, error_code = "SKC-E5106", "the guard does not take the tombstone");
+                    inputs.push_front(Input::PersistFailed);
+                    return false;
+                }
+            }
             Effect::Event(event) => self.event(&event),
             Effect::OperatorDone { ticket, result } => {
                 if let Some(reply) = self.tickets.remove(&ticket.0) {

@@ -43,8 +43,12 @@ pub trait World: Send + 'static {
     fn accept_tree(&mut self);
     /// Makes the kernel forget what it caches of the mounts.
     fn invalidate_caches(&mut self) -> impl Future<Output = ()> + Send;
-    /// What the guard says for us if we die.
-    fn set_tombstone(&mut self, tombstone: Option<Tombstone>);
+    /// What the guard says for us if we die. An error must stop what follows: a guard that still says
+    /// "never acknowledged alone" for a node that goes alone would let the peer promote.
+    fn set_tombstone(
+        &mut self,
+        tombstone: Option<Tombstone>,
+    ) -> impl Future<Output = Result<(), String>> + Send;
     /// A fact for log and bus.
     fn event(&mut self, event: &Event);
 }

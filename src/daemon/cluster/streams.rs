@@ -44,7 +44,8 @@ struct State {
     writer: bool,
     progress: Progress,
     resyncing: bool,
-    marker: Option<(u64, Generation)>,
+    /// Why a stream had to be ended last, until a resync succeeds.
+    failure: Option<String>,
 }
 
 /// Both sides; absent until the directories are known.
@@ -76,6 +77,8 @@ pub struct Figures {
     pub parked: u64,
     /// Operations sent and not acknowledged.
     pub unacknowledged: u64,
+    /// Why a stream had to be ended last, until a resync succeeds.
+    pub failure: Option<String>,
 }
 
 impl Streams {
@@ -329,7 +332,15 @@ impl Streams {
             peer_role: String::new(),
             parked: 0,
             unacknowledged,
+            failure: state.failure.clone(),
         }
+    }
+
+    /// An error that ends the stream: on the bus, and in status until a resync succeeds.
+    fn failed(&self, code: &str, object: &str, message: String) {
+        self.state().failure = Some(message.clone());
+        let fact = Fact::Error { code: code.to_owned(), object: object.to_owned(), message };
+        self.shared.bus.publish(Some(&self.id.0), fact);
     }
 
     /// A standby whose source closed the stream waits a moment: what the source said before on the
@@ -371,12 +382,19 @@ impl Streams {
                 self.stream_down(epoch, loss);
             }
             Event::PeerFailed { epoch, errno, what } => {
-                let code = "SKC-E4001".to_owned();
-                let message = format!("the standby cannot apply {what}: errno {errno}; it is ejected");
-                bus.publish(cluster, Fact::Error { code, object: "standby".to_owned(), message });
+                let why = std::io::Error::from_raw_os_error(errno);
+                self.failed(
+                    "SKC-E4001",
+                    "standby",
+                    format!("the standby cannot apply {what}: {why}; it is ejected"),
+                );
                 self.input(Input::StreamDown { s: epoch.s, why: StreamLoss::Closed });
             }
-            Event::ReplayDone { .. } | Event::UpToDateAcked { .. } => self.state().resyncing = false,
+            Event::ReplayDone { .. } | Event::UpToDateAcked { .. } => {
+                let mut state = self.state();
+                state.resyncing = false;
+                state.failure = None;
+            }
             Event::ResyncProgress { progress, .. } => {
                 self.state().progress = progress;
                 bus.publish(
@@ -397,25 +415,23 @@ impl Streams {
                 self.input(Input::ResyncDone { s: epoch.s });
             }
             Event::MarkerReached { epoch, g, cur } => {
-                self.state().marker = Some((g, cur));
+                tracing::debug!(g, ?cur, "marker reached");
+                self.state().failure = None;
                 self.input(Input::MarkerReached { s: epoch.s });
             }
             Event::ApplyFailed { epoch, errno, what } => {
-                let code = "SKC-E4001".to_owned();
-                let message = format!("cannot apply {what}: errno {errno}");
-                bus.publish(cluster, Fact::Error { code, object: "standby".to_owned(), message });
+                let why = std::io::Error::from_raw_os_error(errno);
+                self.failed("SKC-E4001", "standby", format!("this node cannot apply {what}: {why}"));
                 self.input(Input::StreamDown { s: epoch.s, why: StreamLoss::Apply { errno } });
             }
             Event::SyncFailed { epoch, errno } => {
-                let code = "SKC-E3008".to_owned();
-                let message = format!("fsync failed: errno {errno}");
-                bus.publish(cluster, Fact::Error { code, object: "standby".to_owned(), message });
+                let why = std::io::Error::from_raw_os_error(errno);
+                self.failed("SKC-E3008", "standby", format!("fsync failed: {why}"));
                 self.input(Input::StreamDown { s: epoch.s, why: StreamLoss::Sync });
             }
             Event::LocalDiskError { errno } => {
-                let code = "SKC-E3008".to_owned();
-                let message = format!("fsync failed: errno {errno}");
-                bus.publish(cluster, Fact::Error { code, object: "primary".to_owned(), message });
+                let why = std::io::Error::from_raw_os_error(errno);
+                self.failed("SKC-E3008", "primary", format!("fsync failed: {why}"));
                 self.input(Input::LocalTree(engine::TreeState::DiskError));
             }
         }

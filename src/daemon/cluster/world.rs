@@ -100,7 +100,9 @@ impl NodeWorld {
         self.vips.drop_all().await;
         self.services.end().await;
         self.streams.close().await;
-        self.set_tombstone(None);
+        if let Err(error) = self.set_tombstone(None).await {
+            tracing::error!(error, "the guard does not take the tombstone");
+        }
         self.mirror.abort();
         if let Some(probe) = self.probe.take() {
             probe.abort();
@@ -117,18 +119,53 @@ async fn mirror_vips(id: ClusterId, shared: Arc<Shared>, mut held: watch::Receiv
             .iter()
             .map(|(vip, ifindex)| VipRef { address: vip.address, prefix: vip.prefix, ifindex: *ifindex })
             .collect();
-        let all: Vec<_> = {
+        let (shared, id) = (shared.clone(), id.clone());
+        let told = tokio::task::spawn_blocking(move || {
             let mut fencing = shared.fencing.lock().unwrap_or_else(PoisonError::into_inner);
-            fencing.vips.insert(id.clone(), refs);
-            fencing.vips.values().flatten().copied().collect()
-        };
-        if let Err(error) = shared.guard.run(move |guard| guard.set_vips(all)).await {
+            fencing.vips.insert(id, refs);
+            let all = fencing.vips.values().flatten().copied().collect();
+            shared.guard.set_vips(all)
+        });
+        if let Ok(Err(error)) = told.await {
             tracing::error!(%error, "the guard does not take the virtual IPs");
         }
         if held.changed().await.is_err() {
             return;
         }
     }
+}
+
+/// The lists of all clusters travel together; the lock is held until the guard has the list, so that
+/// two clusters cannot cross and bring back what one of them withdrew.
+fn tell_tombstone(shared: &Shared, id: ClusterId, tombstone: Option<Tombstone>) -> Result<(), String> {
+    let mut fencing = shared.fencing.lock().unwrap_or_else(PoisonError::into_inner);
+    match tombstone {
+        Some(tombstone) => {
+            let stone = ClusterTombstone { cluster: id.clone(), tombstone };
+            fencing.tombstones.insert(id, stone);
+        }
+        None => {
+            fencing.tombstones.remove(&id);
+        }
+    }
+    let all: Vec<_> = fencing.tombstones.values().collect();
+    let mut datagrams = Vec::new();
+    if !all.is_empty() {
+        let body = rmp_serde::to_vec(&all).map_err(|e| e.to_string())?;
+        match shared.link.tombstone(&body) {
+            Ok(stone) => {
+                let to = stone.routes.iter().map(|(_, peer)| *peer).collect();
+                datagrams.push(Datagram { bytes: stone.datagram, to });
+            }
+            Err(error) => tracing::debug!(%error, "no tombstone: there is no peer yet"),
+        }
+    }
+    // `true`: the guard sent one for an earlier life. The core of this life starts without any right
+    // and takes none without a handshake, so nothing it may do contradicts what was said.
+    if shared.guard.set_tombstone(datagrams).map_err(|e| e.to_string())? {
+        tracing::info!("the tombstone of an earlier agent of this node was sent");
+    }
+    Ok(())
 }
 
 impl World for NodeWorld {
@@ -305,39 +342,11 @@ impl World for NodeWorld {
         let _ = done.await;
     }
 
-    fn set_tombstone(&mut self, tombstone: Option<Tombstone>) {
+    async fn set_tombstone(&mut self, tombstone: Option<Tombstone>) -> Result<(), String> {
         let (id, shared) = (self.id.clone(), self.shared.clone());
-        let all: Vec<ClusterTombstone> = {
-            let mut fencing = shared.fencing.lock().unwrap_or_else(PoisonError::into_inner);
-            match tombstone {
-                Some(tombstone) => {
-                    let stone = ClusterTombstone { cluster: id.clone(), tombstone };
-                    fencing.tombstones.insert(id, stone);
-                }
-                None => {
-                    fencing.tombstones.remove(&id);
-                }
-            }
-            fencing.tombstones.values().cloned().collect()
-        };
-        let body = rmp_serde::to_vec(&all).unwrap_or_default();
-        let mut datagrams = Vec::new();
-        if !all.is_empty() {
-            match shared.link.tombstone(&body) {
-                Ok(stone) => {
-                    let to = stone.routes.iter().map(|(_, peer)| *peer).collect();
-                    datagrams.push(Datagram { bytes: stone.datagram, to });
-                }
-                Err(error) => tracing::debug!(%error, "no tombstone: there is no peer yet"),
-            }
-        }
-        match shared.guard.set_tombstone(datagrams) {
-            Ok(false) => {}
-            // Only a guard without a ready worker sends it, and this worker is ready: it was sent for
-            // an earlier life, whose claim the core does not inherit.
-            Ok(true) => tracing::info!("the tombstone of an earlier agent of this node was sent"),
-            Err(error) => tracing::error!(%error, "the guard does not take the tombstone"),
-        }
+        tokio::task::spawn_blocking(move || tell_tombstone(&shared, id, tombstone))
+            .await
+            .map_err(|e| e.to_string())?
     }
 
     fn event(&mut self, event: &Event) {
