@@ -194,7 +194,7 @@ impl<W: World> Driver<W> {
             Effect::InvalidateCaches => self.world.invalidate_caches().await,
             Effect::SetTombstone(tombstone) => {
                 if let Err(error) = self.world.set_tombstone(tombstone).await {
-                    tracing::error!(%error, error_code = "SKC-E5106", "the guard does not take the tombstone");
+                    tracing::error!(%error, error_code = "SKC-E7027", "the guard does not take the tombstone");
                     inputs.push_front(Input::PersistFailed);
                     return false;
                 }
