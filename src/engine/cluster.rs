@@ -82,7 +82,6 @@ pub(crate) enum Phase {
         cold_at: Mono,
     },
     Alone {
-        open: bool,
         vip_at: Mono,
     },
     Prim {
@@ -174,8 +173,8 @@ pub struct Cluster {
     pub(crate) stream: Option<(Epoch, StreamRole)>,
     /// `CloseStream` was emitted and has not reported yet.
     pub(crate) closing: Option<Token>,
-    /// `ResyncDone` of this session came before the gate was open.
-    pub(crate) resync_done: Option<u64>,
+    /// May go on alone, and will once everything the peer held in memory is durable here.
+    pub(crate) decided: Option<(crate::engine::failover::How, Option<Ticket>)>,
     pub(crate) facts: StreamFacts,
     /// The epoch in which this agent was an eligible standby, until something newer happens.
     pub(crate) eligible: Option<Epoch>,
@@ -251,7 +250,7 @@ impl Cluster {
             link: None,
             stream: None,
             closing: None,
-            resync_done: None,
+            decided: None,
             facts: StreamFacts::default(),
             eligible: None,
             raw: None,
@@ -522,5 +521,117 @@ impl Cluster {
             ask_yield: asks.then_some(self.d.epoch),
             yielded: self.yielded,
         }
+    }
+}
+
+/// For the exhaustive model only: states that differ in nothing but the passage of time are one.
+#[doc(hidden)]
+impl Cluster {
+    /// Moves every stored time so that `now` becomes `to`; times too old to matter become equal.
+    /// With `forget` also what only reporting and a failed `Persist` would need.
+    pub fn rebase(&mut self, now: Mono, to: Mono, forget: bool) {
+        if forget {
+            self.committed = self.d.clone();
+            self.failover_id = 0;
+            self.promised = None;
+        }
+        let by_record = self.may_start_cold();
+        let keep = 12_000;
+        let clamp = |at: &mut Mono, keep: Millis| {
+            let floor = Mono(now.0.saturating_sub(keep));
+            *at = (*at).max(floor);
+            *at = Mono((to.0 + at.0).saturating_sub(now.0));
+        };
+        let timers = self.timers;
+        let each = |at: &mut Option<Mono>, keep: Millis| {
+            if let Some(at) = at {
+                clamp(at, keep);
+            }
+        };
+        each(&mut self.raw, timers.timeout + timers.lease + timers.interval);
+        each(&mut self.word, timers.decide + 1);
+        each(&mut self.heard, timers.timeout);
+        each(&mut self.probing.at, keep);
+        if let Some((_, at)) = &mut self.probing.run {
+            clamp(at, keep);
+        }
+        each(&mut self.hello_after, keep);
+        each(&mut self.promised, keep);
+        if let Some((_, at)) = &mut self.swap_asked {
+            clamp(at, keep);
+        }
+        if let Some(adopt) = &mut self.adopt {
+            clamp(&mut adopt.until, keep);
+        }
+        if let Some(deadline) = self.link.as_mut().and_then(|link| link.shake.deadline_mut()) {
+            clamp(deadline, keep);
+        }
+        match &mut self.phase {
+            Phase::Wait { since, cold_at, .. } => {
+                clamp(since, keep);
+                clamp(cold_at, 0);
+                if !by_record {
+                    (*since, *cold_at) = (to, to);
+                }
+            }
+            Phase::Alone { vip_at, .. } => clamp(vip_at, 0),
+            Phase::Prim { stable_since, .. } => each(stable_since, 0),
+            Phase::Frozen { since, lost } => {
+                clamp(since, keep);
+                each(lost, keep);
+            }
+            Phase::Lost { since, lost } => {
+                *since = to;
+                each(lost, 0);
+            }
+            Phase::Handover { deadline, .. }
+            | Phase::Handed { deadline, .. }
+            | Phase::Leaving { deadline, .. } => {
+                clamp(deadline, keep);
+            }
+            Phase::Broken { retry_at, .. } => clamp(retry_at, keep),
+            Phase::Stopped | Phase::Second { .. } => {}
+        }
+        if let Some(hb) = &mut self.peer_hb {
+            (hb.heard_ms, hb.sure_ms) = (None, None);
+        }
+    }
+
+    /// Starts the numbering of tokens over if none is outstanding.
+    pub fn restart_tokens(&mut self) {
+        let outstanding = matches!(self.solid, Solid::Running(_))
+            || self.probing.run.is_some()
+            || self.closing.is_some()
+            || matches!(
+                self.phase,
+                Phase::Second { syncing: Some(_), .. }
+                    | Phase::Handover { step: Step::Drain(_), .. }
+                    | Phase::Broken { run: Some(_), .. }
+            );
+        if !outstanding {
+            self.next_token = 0;
+        }
+    }
+
+    /// Would `rebase` with `forget` change anything without time having passed?
+    pub fn can_forget(&self) -> bool {
+        self.failover_id != 0 || self.promised.is_some() || self.committed != self.d
+    }
+
+    /// Is there anything for `restart_tokens` to do?
+    pub fn tokens_used(&self) -> bool {
+        self.next_token != 0
+    }
+
+    /// Renames the current link.
+    pub fn relabel_link(&mut self, id: crate::engine::io::LinkId) {
+        if let Some(link) = &mut self.link {
+            link.id = id;
+        }
+    }
+
+    /// The record as the core sees it.
+    pub fn record(&self) -> &Durable {
+        &self.d
     }
 }

@@ -281,7 +281,8 @@ pub enum Input {
 }
 
 /// What the mount allows. The driver maps it to the data path's gate. Takes effect completely
-/// before the next effect: after `Frozen`, `Shut` or `ReadOnly` no reply is on its way that relied on the former gate.
+/// before the next effect: once `Frozen`, `Shut` or `ReadOnly` is set, no reply is on its way that
+/// relied on the alone right. The standby's acknowledgements still complete replies under `Frozen` while the stream is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Gate {
     /// Mutations get EROFS; reads uncached.

@@ -68,6 +68,18 @@ impl Shake {
     }
 }
 
+impl Shake {
+    pub(crate) fn deadline_mut(&mut self) -> Option<&mut Mono> {
+        match self {
+            Self::SourceSync { deadline, .. }
+            | Self::AwaitTarget { deadline, .. }
+            | Self::AwaitSource { deadline, .. }
+            | Self::Disagree { retry_at: deadline } => Some(deadline),
+            Self::Greeting | Self::Session(_) | Self::Idle(_) => None,
+        }
+    }
+}
+
 impl Link {
     /// The peer's hello in force.
     pub(crate) fn peer_hello(&self) -> Option<&Hello> {
@@ -320,16 +332,14 @@ impl Cluster {
 
     fn begin_source(&mut self, now: Mono, verdict: Verdict, plan: Plan) {
         let deadline = now + self.timers.shake;
-        let VerdictKind::Sync { target_was_intact, .. } = verdict.kind else { return };
         // From here on the peer may be a standby of the next session: an older "I yielded" is void.
         self.yields_void = true;
         if matches!(plan, Plan::Replay { .. }) {
             return self.set_shake(Shake::AwaitTarget { verdict, deadline });
         }
-        // Alone and open: what the target held was made durable before the first lone acknowledgement.
-        let open = matches!(self.phase, Phase::Alone { open: true, .. });
-        let sync = target_was_intact && !open && self.config.rules.syncfs_before_overwrite;
-        if sync && self.solid != Solid::Yes {
+        // Alone: what the target held was made durable before the claim was recorded.
+        let alone = matches!(self.phase, Phase::Alone { .. });
+        if !alone && self.config.rules.syncfs_before_overwrite && self.solid != Solid::Yes {
             let token = self.start_sync();
             let deadline = now + SYNC_MAX;
             return self.set_shake(Shake::SourceSync { verdict, token, deadline });
@@ -389,6 +399,7 @@ impl Cluster {
             }
         });
         self.yielded = None;
+        self.undecide();
         self.replaced = false;
         self.adopted(self.me.peer());
         self.solid = Solid::No;
@@ -401,7 +412,9 @@ impl Cluster {
         self.set_gate(Gate::ReadOnly);
         self.open_stream(StreamRole::Target, epoch, plan);
         self.heard = Some(now);
-        if !replay {
+        if replay {
+            self.forget_hellos();
+        } else {
             self.event(EventKind::ResyncStarted);
         }
     }
@@ -419,9 +432,11 @@ impl Cluster {
         self.adopted(self.me);
         self.yielded = None;
         self.yields_void = false;
+        self.undecide();
         self.eligible = None;
         self.probing = crate::engine::cluster::Probing::default();
         self.set_shake(Shake::Session(epoch));
+        self.forget_hellos();
         self.heard = Some(now);
         if matches!(plan, Plan::Replay { .. }) {
             self.persist_with(|d| {
@@ -455,8 +470,7 @@ impl Cluster {
         self.open_stream(StreamRole::Source, epoch, plan);
         self.event(EventKind::ResyncStarted);
         match &self.phase {
-            Phase::Alone { open: true, .. } => self.set_gate(Gate::Alone { epoch }),
-            Phase::Alone { open: false, .. } => {}
+            Phase::Alone { .. } => self.set_gate(Gate::Alone { epoch }),
             _ => self.enter_alone(now, now),
         }
     }
@@ -499,6 +513,13 @@ impl Cluster {
         match &self.link {
             Some(Link { shake: Shake::Session(epoch), .. }) => Some(*epoch),
             _ => None,
+        }
+    }
+
+    /// The handshake is done: what was said in it is of no more use.
+    pub(crate) fn forget_hellos(&mut self) {
+        if let Some(link) = &mut self.link {
+            (link.sent, link.got, link.theirs) = (None, None, None);
         }
     }
 

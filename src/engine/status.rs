@@ -52,7 +52,7 @@ impl Cluster {
             | Phase::Handover { .. }
             | Phase::Handed { .. }
             | Phase::Leaving { .. } => Readiness::Transient,
-            Phase::Second { ready: false, .. } | Phase::Alone { open: false, .. } => Readiness::Transient,
+            Phase::Second { ready: false, .. } => Readiness::Transient,
             Phase::Second { ready: true, .. } => Readiness::Ready,
             Phase::Prim { .. } | Phase::Alone { .. } => self.serving_readiness(),
         }
@@ -114,6 +114,9 @@ impl Cluster {
                 say("SKC-R0105", "the disk returns errors or does not answer in time".into())
             }
         }
+        if self.decided.is_some() {
+            say("SKC-R0307", "going on alone as soon as what only memory held is durable".into());
+        }
         match &self.phase {
             Phase::Broken { .. } => {
                 say("SKC-R0201", "the fencing record cannot be written; tried again every 5 s".into())
@@ -136,9 +139,6 @@ impl Cluster {
                 say("SKC-R0305", "the standby is silent: writes wait until this node may go on alone".into());
             }
             Phase::Second { ready: false, .. } => say("SKC-R0306", "being resynced".into()),
-            Phase::Alone { open: false, .. } => {
-                say("SKC-R0307", "making durable what only memory held, before the first answer".into())
-            }
             Phase::Alone { .. } if self.session().is_some() => {
                 say("SKC-R0308", "the standby is being resynced".into())
             }

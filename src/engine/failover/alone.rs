@@ -3,7 +3,7 @@
 use crate::base::{Epoch, Generation, Mono};
 use crate::engine::cluster::{Cluster, Phase, Solid, Why};
 use crate::engine::durable::Damage;
-use crate::engine::io::{Effect, EventKind, Gate, Token};
+use crate::engine::io::{Effect, EventKind, Gate, Ticket, Token};
 use crate::engine::lineage;
 use crate::engine::session::Shake;
 
@@ -19,14 +19,41 @@ pub(crate) enum How {
 }
 
 impl Cluster {
-    /// The lone decision: end the old session and its queue, record grant, lineage and `alone`,
-    /// make durable what page caches held, then open.
-    pub(crate) fn go_alone(&mut self, now: Mono, how: How) {
-        let was_writer =
-            matches!(self.phase, Phase::Prim { .. } | Phase::Frozen { .. } | Phase::Handover { .. });
-        if was_writer {
-            self.set_gate(Gate::Frozen);
+    /// The right to go on alone is there. Ends the old session and its queue, makes durable what page
+    /// caches held, **then** records the claim: a record that says `alone` must never outlive a power cut
+    /// that took acknowledged data which the peer still holds.
+    pub(crate) fn decide(&mut self, now: Mono, how: How, ticket: Option<Ticket>) {
+        match self.phase {
+            Phase::Prim { .. } | Phase::Handover { .. } | Phase::Handed { .. } => {
+                self.set_gate(Gate::Frozen);
+                self.close_stream();
+                self.phase = Phase::Frozen { since: now, lost: None };
+            }
+            Phase::Second { .. } => {
+                self.close_stream();
+                self.phase = Phase::Lost { since: now, lost: None };
+            }
+            _ => {}
         }
+        if self.solid == Solid::Yes || !self.config.rules.syncfs_before_alone {
+            return self.go_alone(now, how, ticket);
+        }
+        self.undecide();
+        self.decided = Some((how, ticket));
+        self.start_sync();
+    }
+
+    /// The decision was overtaken before it was recorded.
+    pub(crate) fn undecide(&mut self) {
+        if let Some((_, ticket)) = self.decided.take() {
+            self.refuse(ticket, "SKC-E0403", "overtaken by events; see status");
+        }
+    }
+
+    /// Grant, lineage and `alone` on record, then the gate.
+    fn go_alone(&mut self, now: Mono, how: How, ticket: Option<Ticket>) {
+        let was_writer = matches!(self.phase, Phase::Frozen { .. });
+        self.decided = None;
         self.set_tombstone(None);
         if self.config.rules.close_before_serve || was_writer {
             self.close_stream();
@@ -58,35 +85,25 @@ impl Cluster {
             }
             _ => now,
         };
-        self.yielded = None;
-        self.yields_void = false;
         self.enter_alone(now, vip_at);
+        self.done(ticket);
+        self.greet(now);
     }
 
-    /// The record says `alone`; answers begin once everything the peer held in memory is durable here.
+    /// The record says `alone`, and everything the peer ever held is durable here: answer.
     pub(crate) fn enter_alone(&mut self, now: Mono, vip_at: Mono) {
+        self.undecide();
+        self.yielded = None;
+        self.yields_void = false;
         self.eligible = None;
         self.facts = crate::engine::io::StreamFacts::default();
         self.probing = crate::engine::cluster::Probing::default();
-        self.phase = Phase::Alone { open: false, vip_at };
-        if self.solid == Solid::Yes || !self.config.rules.syncfs_before_alone {
-            self.open_alone(now);
-        } else {
-            self.start_sync();
-        }
-    }
-
-    fn open_alone(&mut self, now: Mono) {
-        let Phase::Alone { vip_at, .. } = self.phase else { return };
-        self.phase = Phase::Alone { open: true, vip_at };
+        self.phase = Phase::Alone { vip_at };
         if matches!(self.gate, Gate::ReadOnly | Gate::Shut) {
             self.emit(Effect::InvalidateCaches);
         }
         self.set_gate(Gate::Alone { epoch: self.session().unwrap_or(self.d.epoch) });
         self.settle_alone(now, vip_at);
-        if let Some(s) = self.resync_done.take() {
-            self.resync_done(now, s);
-        }
     }
 
     pub(crate) fn settle_alone(&mut self, now: Mono, vip_at: Mono) {
@@ -117,21 +134,24 @@ impl Cluster {
             }
             _ => {}
         }
-        if matches!(self.phase, Phase::Alone { open: false, .. }) {
-            self.open_alone(now);
+        if let Some((how, ticket)) = self.decided.take() {
+            if matches!(self.phase, Phase::Frozen { .. } | Phase::Lost { .. } | Phase::Wait { .. }) {
+                self.go_alone(now, how, ticket);
+            } else {
+                self.decided = Some((how, ticket));
+                self.undecide();
+            }
         }
     }
 
     /// What is on this disk is unknown: not a copy to build on. Nothing was answered alone yet, so
     /// the peer's copy lacks nothing.
     fn sync_failed(&mut self, now: Mono) {
-        let undecided = matches!(
-            self.phase,
-            Phase::Frozen { .. } | Phase::Lost { .. } | Phase::Wait { .. } | Phase::Alone { open: false, .. }
-        );
+        let undecided = matches!(self.phase, Phase::Frozen { .. } | Phase::Lost { .. } | Phase::Wait { .. });
         if !undecided {
             return;
         }
+        self.undecide();
         self.set_tombstone(None);
         self.mark_inconsistent(Damage::Sync, |d| {
             d.alone = false;
@@ -148,13 +168,8 @@ impl Cluster {
     /// Source: both trees are equal but for live operations.
     pub(crate) fn resync_done(&mut self, now: Mono, s: u64) {
         let Some(epoch) = self.session().filter(|epoch| epoch.s == s) else { return };
-        match self.phase {
-            Phase::Alone { open: true, .. } => {}
-            Phase::Alone { open: false, .. } => {
-                self.resync_done = Some(s);
-                return;
-            }
-            _ => return,
+        if !matches!(self.phase, Phase::Alone { .. }) {
+            return;
         }
         if !self.config.rules.clear_alone_before_marker {
             return self.emit(Effect::MarkUpToDate { epoch });

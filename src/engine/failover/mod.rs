@@ -24,7 +24,6 @@ impl Cluster {
     /// The session (or the attempt at one) is over; the link may live. Idempotent.
     /// The caller greets again if the link is up.
     pub(crate) fn session_lost(&mut self, now: Mono) {
-        self.resync_done = None;
         match self.phase.clone() {
             Phase::Prim { .. } => {
                 self.freeze(now);
@@ -108,6 +107,9 @@ impl Cluster {
 
     /// Whoever was called lost is heard again.
     pub(crate) fn back_in_touch(&mut self) {
+        if matches!(self.decided, Some((How::Rule, _))) {
+            self.undecide();
+        }
         if let Phase::Frozen { lost, .. } | Phase::Lost { lost, .. } = &mut self.phase {
             if lost.take().is_some() {
                 self.probing = crate::engine::cluster::Probing::default();
@@ -134,7 +136,7 @@ impl Cluster {
                 if gone_on {
                     self.demote(now, Why::PeerAlone);
                 } else if body.yielded == Some(self.d.epoch) && !self.yields_void {
-                    self.go_alone(now, How::Confirmed);
+                    self.decide(now, How::Confirmed, None);
                 }
             }
             Phase::Lost { .. } | Phase::Wait { .. } | Phase::Stopped => self.hear_writer(now, &body),
@@ -174,16 +176,14 @@ impl Cluster {
                 }
                 if matches!(self.phase, Phase::Lost { .. } | Phase::Wait { why: Why::Behind, .. }) {
                     self.event(EventKind::TombstoneSeen);
-                    self.go_alone(now, How::Confirmed);
-                    self.greet(now);
+                    self.decide(now, How::Confirmed, None);
                 }
             }
             StreamRole::Target => {
                 let writer = matches!(self.phase, Phase::Prim { .. } | Phase::Frozen { .. });
                 if writer && self.d.epoch == tombstone.epoch {
                     self.event(EventKind::TombstoneSeen);
-                    self.go_alone(now, How::Confirmed);
-                    self.greet(now);
+                    self.decide(now, How::Confirmed, None);
                 }
             }
         }
@@ -227,7 +227,7 @@ impl Cluster {
             Phase::Wait { since, cold_at, .. } => self.settle_wait(now, since, cold_at),
             Phase::Frozen { since, lost } => self.settle_frozen(now, since, lost),
             Phase::Lost { lost, .. } => self.settle_lost(now, lost),
-            Phase::Alone { open: true, vip_at } => self.settle_alone(now, vip_at),
+            Phase::Alone { vip_at } => self.settle_alone(now, vip_at),
             Phase::Prim { standby, stable_since } => self.settle_prim(now, standby, stable_since),
             Phase::Handover { aim, step, standby, deadline, ticket } => {
                 if now >= deadline {
@@ -245,10 +245,7 @@ impl Cluster {
                     self.left(now, aim, ticket);
                 }
             }
-            Phase::Stopped
-            | Phase::Alone { open: false, .. }
-            | Phase::Second { .. }
-            | Phase::Broken { .. } => {}
+            Phase::Stopped | Phase::Second { .. } | Phase::Broken { .. } => {}
         }
         self.settle_operator(now);
         if self.hello_after.is_some_and(|at| now >= at) {
@@ -296,7 +293,8 @@ impl Cluster {
                 due(Some(*cold_at))
             }
             Phase::Frozen { since, lost } => {
-                due(Some(*since + self.timers.freeze));
+                let patience = if self.decided.is_some() { crate::engine::timers::SYNC_MAX } else { 0 };
+                due(Some(*since + self.timers.freeze + patience));
                 if lost.is_none() {
                     due(silence);
                 }
@@ -308,7 +306,7 @@ impl Cluster {
                     due(self.decide_by().map(|by| by + 1));
                 }
             }
-            Phase::Alone { open: true, vip_at } if !self.vips && !self.held_by_checker => due(Some(*vip_at)),
+            Phase::Alone { vip_at } if !self.vips && !self.held_by_checker => due(Some(*vip_at)),
             Phase::Prim { standby: true, stable_since: Some(since) } if self.wants_failback() => {
                 due(Some(*since + self.config.stable_for));
             }

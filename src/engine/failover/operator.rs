@@ -98,20 +98,17 @@ impl Cluster {
             );
         }
         if force {
-            self.go_alone(now, How::Forced);
+            self.decide(now, How::Forced, ticket);
         } else if self.may_start_cold() && !self.in_touch(now) {
             self.start_alone(now);
+            self.done(ticket);
         } else if self.safe_without_force() {
-            self.go_alone(now, How::Rule);
+            self.decide(now, How::Rule, ticket);
         } else {
-            return self.refuse(
-                ticket,
-                "SKC-E0403",
-                "the peer may hold acknowledged data that this node lacks; promote --force accepts that",
-            );
+            let hint =
+                "the peer may hold acknowledged data that this node lacks; promote --force accepts that";
+            self.refuse(ticket, "SKC-E0403", hint);
         }
-        self.greet(now);
-        self.done(ticket);
     }
 
     /// L0: a primary without a session never answers alone by itself, so a standby that lost it

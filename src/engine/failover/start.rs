@@ -110,7 +110,9 @@ impl Cluster {
             d.alone = true;
         });
         self.event(EventKind::WentAlone { confirmed: self.d.peer_outdated });
+        // `alone` was recorded only after the sync: nothing the peer ever held is missing on this disk.
         self.enter_alone(now, now);
+        self.greet(now);
     }
 
     /// `adopt --force` of the local tree while the peer is out of reach.
@@ -119,8 +121,8 @@ impl Cluster {
         if !here || !self.tree_ok() || self.link.is_some() || self.in_touch(now) {
             return false;
         }
-        self.adopted(self.me);
-        self.go_alone(now, How::Forced);
+        let ticket = self.adopt.take().map(|adopt| adopt.ticket);
+        self.decide(now, How::Forced, ticket);
         true
     }
 }

@@ -39,6 +39,7 @@ impl Cluster {
             d.inconsistent = None;
             d.intact_boot = Some(boot);
         });
+        self.forget_hellos();
         self.phase = Phase::Second { ready: true, syncing: None };
         self.eligible = Some(epoch);
         self.readmit = READMIT.0;
@@ -120,14 +121,11 @@ impl Cluster {
         let standby = self.eligible == Some(epoch)
             && matches!(self.phase, Phase::Second { ready: true, .. } | Phase::Lost { .. });
         if standby {
-            self.close_stream();
-            self.phase = Phase::Lost { since: now, lost: None };
-            self.go_alone(now, How::Confirmed);
             self.send(PeerMessage::LeaveTaken { epoch });
-            return self.greet(now);
+            return self.decide(now, How::Confirmed, None);
         }
-        self.peer_gone(now, epoch);
         self.send(PeerMessage::LeaveTaken { epoch });
+        self.peer_gone(now, epoch);
     }
 
     fn peer_gone(&mut self, now: Mono, epoch: Epoch) {
@@ -137,8 +135,7 @@ impl Cluster {
                 Phase::Handed { ticket, .. } => (Some(Aim::Swap), ticket),
                 _ => (None, None),
             };
-            self.phase = Phase::Frozen { since: now, lost: None };
-            self.go_alone(now, How::Confirmed);
+            self.decide(now, How::Confirmed, None);
             match aim {
                 Some(Aim::Stop { remember }) => self.stop(now, Aim::Stop { remember }, ticket),
                 Some(_) => self.refuse(ticket, "SKC-E0404", "the standby left; the role stayed here"),
@@ -146,8 +143,8 @@ impl Cluster {
             }
         } else {
             self.session_lost(now);
+            self.greet(now);
         }
-        self.greet(now);
     }
 
     pub(crate) fn wants_failback(&self) -> bool {
@@ -170,7 +167,7 @@ impl Cluster {
 
     /// The VIP and services follow the emptiness of `Emit`ted wishes; see `held_by_checker`.
     pub(crate) fn serving(&self) -> bool {
-        matches!(self.phase, Phase::Prim { .. } | Phase::Alone { open: true, .. })
+        matches!(self.phase, Phase::Prim { .. } | Phase::Alone { .. })
             && !matches!(self.gate, Gate::Frozen | Gate::Shut)
     }
 

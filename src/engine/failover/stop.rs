@@ -15,7 +15,7 @@ impl Cluster {
         self.autostart = false;
         let remember = aim == Aim::Stop { remember: true };
         match self.phase.clone() {
-            Phase::Prim { .. } | Phase::Alone { open: true, .. } => self.begin_handover(now, aim, ticket),
+            Phase::Prim { .. } | Phase::Alone { .. } => self.begin_handover(now, aim, ticket),
             Phase::Handover { ticket: old, step, standby, deadline, .. } => {
                 self.refuse(old, "SKC-E0406", "superseded by a stop");
                 self.phase = Phase::Handover { aim, step, standby, deadline, ticket };
@@ -74,6 +74,7 @@ impl Cluster {
     /// Stop without anyone to hand over to. `alone` stays on record: this node may start again by it.
     pub(crate) fn stop_now(&mut self, now: Mono, remember: bool, ticket: Option<Ticket>) {
         let undecided = matches!(self.phase, Phase::Frozen { .. });
+        self.undecide();
         self.set_tombstone(None);
         self.release(if undecided { Gate::Shut } else { Gate::ReadOnly });
         if remember {
@@ -103,6 +104,7 @@ impl Cluster {
             _ => None,
         };
         self.d = self.committed.clone();
+        self.undecide();
         self.emit(Effect::Gate(Gate::Shut));
         self.emit(Effect::DropVips);
         self.emit(Effect::StopServices);

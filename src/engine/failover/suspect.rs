@@ -7,6 +7,7 @@ use crate::engine::cluster::{Cluster, Phase, Why};
 use crate::engine::config::Level;
 use crate::engine::failover::How;
 use crate::engine::io::{Effect, EventKind, Gate, ProbeResult, Token, WitnessState};
+use crate::engine::timers::SYNC_MAX;
 
 impl Cluster {
     pub(crate) fn start_probe(&mut self, now: Mono) {
@@ -30,7 +31,9 @@ impl Cluster {
     // ---- the writer ----
 
     pub(crate) fn settle_frozen(&mut self, now: Mono, since: Mono, lost: Option<Mono>) {
-        if now >= since + self.timers.freeze {
+        // A decision that only waits for the disk gets the time a sync may take.
+        let patience = if self.decided.is_some() { SYNC_MAX } else { 0 };
+        if now >= since + self.timers.freeze + patience {
             return self.demote(now, Why::Frozen);
         }
         if lost.is_none() && self.is_silent(now) && self.link.is_none() {
@@ -39,7 +42,7 @@ impl Cluster {
             if self.may_go_alone() {
                 self.start_probe(now);
             }
-        } else if lost.is_some() && self.may_go_alone() {
+        } else if lost.is_some() && self.may_go_alone() && self.decided.is_none() {
             self.drive_probe(now);
         }
     }
@@ -62,7 +65,7 @@ impl Cluster {
             self.drop_vips();
             self.probing.at = Some(now + self.timers.window);
         } else if now >= lone_at && self.may_go_alone() {
-            self.go_alone(now, How::Rule);
+            self.decide(now, How::Rule, None);
         } else {
             // One more look, so that it ends when the hold does.
             let last_look = Mono(lone_at.0.saturating_sub(self.timers.window));
@@ -73,6 +76,7 @@ impl Cluster {
     /// The write gate shuts for good in this epoch. `intact` stays: losing a decision does not
     /// void the claim to hold everything acknowledged.
     pub(crate) fn demote(&mut self, now: Mono, why: Why) {
+        self.undecide();
         self.set_tombstone(None);
         self.release(Gate::Shut);
         self.event(EventKind::Demoted);
@@ -105,7 +109,7 @@ impl Cluster {
                     self.start_probe(now);
                 }
             }
-        } else if self.decides() {
+        } else if self.decides() && self.decided.is_none() {
             if self.too_late(now) || self.replaced {
                 self.become_behind(now);
             } else {
@@ -125,7 +129,7 @@ impl Cluster {
             self.probing.no_witness = true;
             self.start_probe(now);
         } else if self.intact() && !self.d.behind && self.tree_ok() {
-            self.go_alone(now, How::Rule);
+            self.decide(now, How::Rule, None);
         } else {
             self.become_behind(now);
         }
