@@ -217,12 +217,14 @@ impl<'a> Cluster<'a> {
         assert!(equal.is_some(), "trees are equal: {last:#?}");
     }
 
-    /// The agent says why, with a code or in words.
+    /// `skc status` says why: in its reasons or in the note of a directory, service or address.
     #[track_caller]
     pub fn says(&self, node: Node, what: &str, words: &[&str]) {
         let mut seen = String::new();
         let met = poll(SETTLE, || {
-            seen = self.status(node)["reasons"].to_string().to_lowercase();
+            let status = self.status(node);
+            let parts = ["reasons", "directories", "services", "vips"].map(|part| status[part].to_string());
+            seen = parts.join(" ").to_lowercase();
             words.iter().any(|word| seen.contains(&word.to_lowercase())).then_some(())
         });
         assert!(met.is_some(), "{node} says {what} (one of {words:?}); it says {seen}");
