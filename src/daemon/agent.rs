@@ -53,6 +53,10 @@ async fn run(options: Options) -> Result<(), String> {
         .map_err(|e| e.to_string())?
         .ok_or("the worker is started by `skc agent`, not by hand")?;
     let mut guard_events = guard.events().ok_or("the guard's events are taken")?;
+    // Whatever an earlier worker prepared is void: this life says for itself what is true of it.
+    if guard.run(|g| g.set_tombstone(Vec::new())).await.map_err(|e| e.to_string())? {
+        tracing::info!("the tombstone of an earlier agent of this node was sent");
+    }
     let state = StateDir::open(&options.state).map_err(|e| e.to_string())?;
     let _lock = state.lock().map_err(|e| e.to_string())?;
     let identity = Identity::load(&state).map_err(|e| e.to_string())?;

@@ -8,6 +8,7 @@ use crate::bus::{Bus, Fact};
 use crate::engine::{Input, LinkId, PeerMessage};
 use crate::link::{LinkEvent, LinkHandle};
 use crate::proto::envelope::Envelope;
+use crate::spec::{self, ClusterSpec};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,6 +33,11 @@ pub struct Node {
     early: Mutex<Vec<(u64, ClusterId, PeerMessage)>>,
     /// Serialises bringing clusters up and down.
     pub changes: tokio::sync::Mutex<()>,
+}
+
+/// Does the change touch what a running cluster is built on?
+fn needs_stop(old: &ClusterSpec, new: &ClusterSpec) -> bool {
+    spec::diff(Some(old), new).iter().any(|change| change.effect == spec::Effect::NeedsStop)
 }
 
 impl Node {
@@ -79,6 +85,10 @@ impl Node {
             .filter(|id| !wanted.iter().any(|(c, _, _)| c == id))
             .collect();
         for id in gone {
+            if self.unit(&id).is_some_and(|unit| unit.runs()) {
+                tracing::error!(cluster = %id, "its spec was removed while it runs here: it goes on until it is stopped");
+                continue;
+            }
             let unit = self.clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             if let Some(unit) = unit {
                 unit.remove().await;
@@ -86,8 +96,16 @@ impl Node {
         }
         for (id, revision, spec) in wanted {
             if let Some(unit) = self.unit(&id) {
-                unit.configure(spec, revision).await;
-                continue;
+                if !needs_stop(&unit.spec(), &spec) {
+                    unit.configure(spec, revision);
+                    continue;
+                }
+                if unit.runs() {
+                    tracing::warn!(cluster = %id, revision, "the new spec is taken over when the cluster is stopped here");
+                    continue;
+                }
+                self.clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                unit.remove().await;
             }
             match ClusterUnit::start(self.shared.clone(), spec, revision).await {
                 Ok(unit) => {
@@ -285,6 +303,7 @@ impl Node {
             self.follow_timers(&mut timers).await;
             let mut bodies = Vec::new();
             for unit in self.units() {
+                unit.watch_driver();
                 interval = interval.min(unit.heartbeat_interval());
                 bodies.push((unit.key, unit.heartbeat()));
             }

@@ -141,10 +141,23 @@ async fn operate(node: &Arc<Node>, cluster: ClusterId, action: Action) -> Result
                 ));
             }
             unit.eject().await;
+            node.bus().publish(
+                Some(&cluster.0),
+                Fact::OperatorAction { action: "eject".into(), outcome: "done".into() },
+            );
             return Ok(json!({"text": "unmounted; the directories are plain again"}));
         }
     };
+    if matches!(command, OperatorCommand::Start) {
+        unit.uneject().await;
+    }
+    let stops = matches!(command, OperatorCommand::Stop);
     let result = unit.core.operate(command).await;
+    if stops {
+        // A spec or a removal that waited for the stop is taken over now.
+        let node = node.clone();
+        tokio::spawn(async move { node.reconcile().await });
+    }
     let name = verb.to_owned();
     let (outcome, answer) = match result {
         Some(OperatorResult::Done) => {

@@ -148,10 +148,29 @@ impl<W: World> Driver<W> {
             let effects = self.core.step((self.now)(), input);
             // Published before the effects run: status shows what is being carried out.
             self.publish();
-            for effect in effects {
+            let mut effects = effects.into_iter();
+            while let Some(effect) = effects.next() {
                 if !self.execute(effect, &mut inputs).await {
+                    self.abandon(effects);
                     break;
                 }
+            }
+        }
+    }
+
+    /// The rest of a list whose persistence failed: nothing of it happens, but nobody is left waiting.
+    fn abandon(&mut self, rest: impl Iterator<Item = Effect>) {
+        for effect in rest {
+            match effect {
+                Effect::OperatorDone { ticket, .. } => {
+                    if let Some(reply) = self.tickets.remove(&ticket.0) {
+                        let hint = "the fencing record could not be written; see the state directory's disk";
+                        let _ =
+                            reply.send(OperatorResult::Refused { code: "SKC-E0401", hint: hint.to_owned() });
+                    }
+                }
+                Effect::CloseLink(link) => self.world.close_link(link),
+                _ => {}
             }
         }
     }

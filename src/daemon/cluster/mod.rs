@@ -16,7 +16,7 @@ pub use vips::Held;
 use super::beat::Key;
 use crate::base::{ClusterId, Epoch, NodeId};
 use crate::bus::Bus;
-use crate::engine::{Cluster, Durable, HeartbeatBody, Input, LinkId, TreeState};
+use crate::engine::{Cluster, Durable, HeartbeatBody, Input, LinkId, Role, TreeState};
 use crate::failover::{Driver, Handle, config};
 use crate::guard::client::Guard;
 use crate::guard::message::{FdKind, MountRef, VipRef};
@@ -96,6 +96,13 @@ pub struct Items {
     pub directories: Vec<(String, String, String)>,
 }
 
+/// Spec in force and its revision.
+pub type CurrentSpec = Arc<RwLock<(Arc<ClusterSpec>, u64)>>;
+
+/// A driver that has not looked up from an effect for this long hangs (a disk that does not answer);
+/// the guard then fences this worker. Longer than every bounded effect (gate and stream: 5 s).
+const DRIVER_STUCK: u64 = 12_000;
+
 /// A running cluster.
 pub struct ClusterUnit {
     /// Its name.
@@ -107,7 +114,7 @@ pub struct ClusterUnit {
     /// The core.
     pub core: Handle,
     /// Spec in force and its revision.
-    pub spec: RwLock<(Arc<ClusterSpec>, u64)>,
+    pub spec: CurrentSpec,
     /// Data streams.
     pub streams: Arc<Streams>,
     /// The virtual addresses.
@@ -150,6 +157,7 @@ impl ClusterUnit {
             durable,
             boottime(),
         );
+        let current: CurrentSpec = Arc::new(RwLock::new((spec.clone(), revision)));
         let streams = Streams::new(id.clone(), &spec, shared.clone());
         let items = Arc::new(Mutex::new(Items::default()));
         let relook = Arc::new(Notify::new());
@@ -165,6 +173,7 @@ impl ClusterUnit {
                 volumes.clone(),
                 items.clone(),
                 relook.clone(),
+                current.clone(),
             );
             parts = Some((world.vips_watch(), world.services.clone()));
             world
@@ -176,7 +185,7 @@ impl ClusterUnit {
             key: Key::of(&id),
             me,
             core,
-            spec: RwLock::new((spec, revision)),
+            spec: current,
             streams,
             vips,
             items,
@@ -210,7 +219,7 @@ impl ClusterUnit {
     }
 
     /// A new revision of the spec.
-    pub async fn configure(&self, spec: Arc<ClusterSpec>, revision: u64) {
+    pub fn configure(&self, spec: Arc<ClusterSpec>, revision: u64) {
         {
             let mut current = self.spec.write().unwrap_or_else(PoisonError::into_inner);
             if current.1 == revision {
@@ -234,11 +243,28 @@ impl ClusterUnit {
         }
     }
 
+    /// Is it started on this node?
+    pub fn runs(&self) -> bool {
+        self.core.snapshot().view.role != Role::Stop
+    }
+
+    /// Ends this process when the driver hangs: the guard fences, restarts or speaks for it. A core that
+    /// cannot act must not keep the pair waiting.
+    pub fn watch_driver(&self) {
+        let silent = boottime() - self.core.snapshot().at;
+        if silent > DRIVER_STUCK && !*self.stop.borrow() {
+            tracing::error!(cluster = %self.id, silent, error_code = "SKC-E4005", "the driver hangs; this agent ends");
+            std::process::abort();
+        }
+    }
+
     /// What the next heartbeat says, aged to now.
     pub fn heartbeat(&self) -> HeartbeatBody {
         let snapshot = self.core.snapshot();
         let mut body = snapshot.heartbeat;
-        body.heard_ms = body.heard_ms.map(|ms| ms + (boottime() - snapshot.at));
+        let age = boottime() - snapshot.at;
+        body.heard_ms = body.heard_ms.map(|ms| ms + age);
+        body.sure_ms = body.sure_ms.map(|ms| ms + age);
         body
     }
 
@@ -278,7 +304,11 @@ impl ClusterUnit {
     fn look(&self) -> TreeState {
         let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = volumes.look();
-        if matches!(state, TreeState::Ok { .. })
+        if self.streams.is_sick() {
+            state = TreeState::DiskError;
+        }
+        if !volumes.ejected
+            && matches!(state, TreeState::Ok { .. })
             && let Some(trees) = volumes.trees()
         {
             let mounted = self.streams.attach(trees).and_then(|()| match self.streams.replicator() {
@@ -321,7 +351,7 @@ impl ClusterUnit {
             }
             for unit in &volumes.units {
                 if let (Some(mount), Some(tree)) = (&unit.mount, &unit.tree) {
-                    let name = format!("{}:{}", self.id, unit.path.display());
+                    let name = self.hold_name(&unit.path);
                     let fds = [(FdKind::Device, mount.device_fd()), (FdKind::Directory, tree.backing.root())];
                     if let Err(error) = self.shared.guard.hold(&name, &fds) {
                         tracing::error!(%error, name, "the guard does not hold the descriptors");
@@ -331,13 +361,41 @@ impl ClusterUnit {
         }
     }
 
-    /// Unmounts, leaving plain directories.
+    /// Unmounts, leaving plain directories until the next start.
     pub async fn eject(self: &Arc<Self>) {
         let unit = self.clone();
         let done = tokio::task::spawn_blocking(move || {
-            unit.volumes.lock().unwrap_or_else(PoisonError::into_inner).unmount();
+            let mut volumes = unit.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+            volumes.ejected = true;
+            volumes.unmount();
+            for volume in &volumes.units {
+                if let Err(error) = unit.shared.guard.release(&unit.hold_name(&volume.path)) {
+                    tracing::warn!(%error, "the guard keeps descriptors");
+                }
+            }
+            unit.tell_guard(&volumes);
         });
         let _ = done.await;
+    }
+
+    /// Mounts again what `eject` unmounted; complete when it is.
+    pub async fn uneject(self: &Arc<Self>) {
+        let unit = self.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let was = {
+                let mut volumes = unit.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+                std::mem::replace(&mut volumes.ejected, false)
+            };
+            if was {
+                unit.look();
+                unit.relook.notify_one();
+            }
+        });
+        let _ = done.await;
+    }
+
+    fn hold_name(&self, path: &std::path::Path) -> String {
+        format!("{}:{}", self.id, path.display())
     }
 
     /// Ends all tasks and unmounts.

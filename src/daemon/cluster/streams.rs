@@ -16,7 +16,7 @@ use crate::replica::{self, Event, EventSink, Primary, Progress, Standby, StreamE
 use crate::spec::ClusterSpec;
 use crate::tree::Tree;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// An admitted operation ends within this, or the disk hangs and the gate change is retried.
 const GATE_DEADLINE: Duration = Duration::from_secs(5);
@@ -24,6 +24,9 @@ const GATE_DEADLINE: Duration = Duration::from_secs(5);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest drain of a hand-over; the core's own deadline is shorter.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A disk that answered EIO is looked at again after this.
+const SICK_FOR: Duration = Duration::from_secs(10);
 
 /// How long a standby waits for what its source said before it closed the stream. A standby's
 /// stream loss alone decides nothing (heartbeats do), so the delay costs no failover time.
@@ -52,6 +55,7 @@ struct State {
 struct Sides {
     primary: Arc<Primary>,
     standby: Arc<Standby>,
+    trees: Vec<Arc<Tree>>,
 }
 
 /// The data path of one cluster.
@@ -63,6 +67,8 @@ pub struct Streams {
     sides: OnceLock<Sides>,
     state: Mutex<State>,
     runtime: OnceLock<tokio::runtime::Handle>,
+    /// When the disk failed last.
+    sick: Mutex<Option<Instant>>,
     me: Weak<Self>,
 }
 
@@ -97,6 +103,7 @@ impl Streams {
             sides: OnceLock::new(),
             state: Mutex::default(),
             runtime: OnceLock::new(),
+            sick: Mutex::default(),
             me: me.clone(),
         })
     }
@@ -119,15 +126,18 @@ impl Streams {
 
     /// The directories are known. Blocking.
     pub fn attach(&self, trees: Vec<Arc<Tree>>) -> Result<(), String> {
-        if self.sides.get().is_some() {
-            return Ok(());
+        if let Some(sides) = self.sides.get() {
+            // Ids of one inode table mean nothing in another.
+            let same = sides.trees.len() == trees.len()
+                && sides.trees.iter().zip(&trees).all(|(a, b)| Arc::ptr_eq(a, b));
+            return if same { Ok(()) } else { Err("the directories were opened anew".to_owned()) };
         }
         let sink = self.sink();
         let primary =
             Primary::new(self.config.clone(), trees.clone(), sink.clone()).map_err(|e| e.to_string())?;
-        let standby =
-            Standby::new(standby::Config::new(self.id.clone()), trees, sink).map_err(|e| e.to_string())?;
-        let sides = Sides { primary: Arc::new(primary), standby: Arc::new(standby) };
+        let standby = Standby::new(standby::Config::new(self.id.clone()), trees.clone(), sink)
+            .map_err(|e| e.to_string())?;
+        let sides = Sides { primary: Arc::new(primary), standby: Arc::new(standby), trees };
         if self.sides.set(sides).is_ok() {
             let gate = self.state().gate;
             if let Some(gate) = gate {
@@ -135,6 +145,19 @@ impl Streams {
             }
         }
         Ok(())
+    }
+
+    /// Did the disk fail within the last seconds? It counts as healed when it has been quiet and syncs
+    /// again; the failed fsync itself was answered with its error. Blocking.
+    pub fn is_sick(&self) -> bool {
+        let mut sick = self.sick.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = *sick else { return false };
+        let synced = at.elapsed() > SICK_FOR
+            && self.sides.get().is_some_and(|s| s.trees.iter().all(|t| t.backing.sync_fs().is_ok()));
+        if synced {
+            *sick = None;
+        }
+        !synced
     }
 
     /// What the mounts ask; present after `attach`.
@@ -191,12 +214,16 @@ impl Streams {
         let Some(me) = self.me.upgrade() else { return };
         tokio::task::spawn_blocking(move || {
             let plan = stream_plan(plan);
+            // Read before the check: a close in between makes it stale and the stream is not opened.
+            let turn = me.sides.get().map_or(0, |sides| sides.primary.turn());
             if me.state().session != Some(epoch) {
                 return; // closed meanwhile
             }
             me.state().resyncing = plan != stream::Plan::Replay;
             let opened = match me.sides.get() {
-                Some(sides) => sides.primary.connect(wire(conn), epoch, plan).map_err(|e| describe(&e)),
+                Some(sides) => {
+                    sides.primary.connect_in(turn, wire(conn), epoch, plan).map_err(|e| describe(&e))
+                }
                 None => Err("the directories are not open".to_owned()),
             };
             match opened {
@@ -247,10 +274,15 @@ impl Streams {
         };
         let Some(me) = self.me.upgrade() else { return };
         tokio::task::spawn_blocking(move || {
+            let turn = me.sides.get().map_or(0, |sides| sides.standby.turn());
+            if me.state().session != Some(epoch) {
+                return; // closed meanwhile
+            }
             let opened = match me.sides.get() {
-                Some(sides) => {
-                    sides.standby.accept(wire(conn), epoch, stream_plan(plan)).map_err(|e| describe(&e))
-                }
+                Some(sides) => sides
+                    .standby
+                    .accept_in(turn, wire(conn), epoch, stream_plan(plan))
+                    .map_err(|e| describe(&e)),
                 None => Err("the directories are not open".to_owned()),
             };
             match opened {
@@ -432,7 +464,10 @@ impl Streams {
             Event::LocalDiskError { errno } => {
                 let why = std::io::Error::from_raw_os_error(errno);
                 self.failed("SKC-E3008", "primary", format!("fsync failed: {why}"));
-                self.input(Input::LocalTree(engine::TreeState::DiskError));
+                if errno == libc::EIO {
+                    *self.sick.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    self.input(Input::LocalTree(engine::TreeState::DiskError));
+                }
             }
         }
     }

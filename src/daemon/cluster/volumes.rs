@@ -46,6 +46,8 @@ pub struct VolumeUnit {
 pub struct Volumes {
     /// In the order of the spec.
     pub units: Vec<VolumeUnit>,
+    /// Unmounted by the operator: not mounted again before the next start.
+    pub ejected: bool,
     cluster: ClusterId,
     state: StateDir,
 }
@@ -65,7 +67,7 @@ impl Volumes {
                 index: Volume(index),
             })
             .collect();
-        Self { units, cluster, state }
+        Self { units, ejected: false, cluster, state }
     }
 
     /// Opens and recognises what is not open yet; the worst state of all directories.
@@ -129,6 +131,22 @@ impl Volumes {
         Ok(())
     }
 
+    /// These trees are right as they are: their stamps are remembered anew.
+    pub fn bless(&mut self) -> Result<(), String> {
+        for unit in &mut self.units {
+            let (Some(tree), TreeState::Ok { empty, stamp_ok: false }) = (&unit.tree, unit.state) else {
+                continue;
+            };
+            let name = record_name(&self.cluster, unit.index);
+            if let Some(record) = get(&self.state, &name)? {
+                renew_stamp(&self.state, &name, record, &tree.backing)?;
+                unit.state = TreeState::Ok { empty, stamp_ok: true };
+                unit.note.clear();
+            }
+        }
+        Ok(())
+    }
+
     /// Unmounts all; what cannot be unmounted in order is aborted and detached.
     pub fn unmount(&mut self) {
         for unit in &mut self.units {
@@ -137,8 +155,6 @@ impl Volumes {
             {
                 tracing::warn!(path = %unit.path.display(), errno = errno.0, "unmount");
             }
-            unit.tree = None;
-            unit.state = TreeState::Unknown;
         }
     }
 }

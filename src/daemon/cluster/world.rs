@@ -4,7 +4,7 @@ use super::services::Services;
 use super::streams::Streams;
 use super::vips::{Held, Vips};
 use super::volumes::Volumes;
-use super::{ClusterTombstone, DataHello, Items, Shared};
+use super::{ClusterTombstone, CurrentSpec, DataHello, Items, Shared};
 use crate::base::{ClusterId, Epoch, Millis};
 use crate::bus::Fact;
 use crate::engine::{
@@ -40,11 +40,11 @@ pub struct NodeWorld {
     /// The services.
     pub services: Arc<Services>,
     peer: Vec<IpAddr>,
-    witnesses: Vec<IpAddr>,
     epoch: Epoch,
     probe: Option<tokio::task::JoinHandle<()>>,
     mirror: tokio::task::JoinHandle<()>,
     relook: Arc<Notify>,
+    current: CurrentSpec,
 }
 
 impl NodeWorld {
@@ -60,6 +60,7 @@ impl NodeWorld {
         volumes: Arc<Mutex<Volumes>>,
         items: Arc<Mutex<Items>>,
         relook: Arc<Notify>,
+        current: CurrentSpec,
     ) -> Self {
         let names = config::names(spec);
         let peer = spec
@@ -82,11 +83,11 @@ impl NodeWorld {
             vips,
             services,
             peer,
-            witnesses: spec.spec.arbitration.ping.clone(),
             epoch: Epoch::default(),
             probe: None,
             mirror,
             relook,
+            current,
         }
     }
 
@@ -244,6 +245,14 @@ impl World for NodeWorld {
 
     fn release_marker(&mut self, epoch: Epoch) {
         self.streams.release_marker(epoch);
+        // Equal to the source now: a directory that was restored from a copy is a good one again.
+        let (volumes, relook) = (self.volumes.clone(), self.relook.clone());
+        tokio::task::spawn_blocking(move || {
+            match volumes.lock().unwrap_or_else(PoisonError::into_inner).bless() {
+                Ok(()) => relook.notify_one(),
+                Err(error) => tracing::error!(error, "the directory's stamp"),
+            }
+        });
     }
 
     fn syncfs(&mut self, token: Token) {
@@ -277,7 +286,9 @@ impl World for NodeWorld {
         if let Some(old) = self.probe.take() {
             old.abort();
         }
-        let (vips, peer, witnesses) = (self.vips.all.clone(), self.peer.clone(), self.witnesses.clone());
+        let (vips, peer) = (self.vips.all.clone(), self.peer.clone());
+        let spec = self.current.read().unwrap_or_else(PoisonError::into_inner).0.clone();
+        let witnesses = spec.spec.arbitration.ping.clone();
         let (core, bus, id) = (self.core.clone(), self.shared.bus.clone(), self.id.0.clone());
         self.probe = Some(tokio::spawn(async move {
             let found = probe_round(&vips, &peer, &witnesses, Duration::from_millis(window)).await;
@@ -320,9 +331,8 @@ impl World for NodeWorld {
         let (volumes, relook) = (self.volumes.clone(), self.relook.clone());
         tokio::task::spawn_blocking(move || {
             let mut volumes = volumes.lock().unwrap_or_else(PoisonError::into_inner);
-            if volumes.trees().is_none()
-                && let Err(error) = volumes.adopt()
-            {
+            let accepted = if volumes.trees().is_none() { volumes.adopt() } else { volumes.bless() };
+            if let Err(error) = accepted {
                 tracing::error!(error, error_code = "SKC-E3010", "the directories cannot be taken over");
             }
             relook.notify_one();

@@ -71,6 +71,7 @@ struct ReadLoop {
 impl Inner {
     pub(super) fn connect(
         self: &Arc<Self>,
+        turn: u64,
         conn: DataConn,
         epoch: Epoch,
         plan: Plan,
@@ -116,6 +117,9 @@ impl Inner {
             };
             if !fits {
                 return Err(ConnectError::NoReplay { from: Some(hello.from), applied: Some(applied) });
+            }
+            if self.turn.load(Ordering::Acquire) != turn {
+                return Err(ConnectError::Refused("closed meanwhile".into()));
             }
             core.conns += 1;
             let number = core.conns;

@@ -24,7 +24,7 @@ use crate::proto::{FileId, FsOp};
 use crate::replica::event::{Event, EventSink, StreamEnd};
 use crate::replica::pool::SyncPool;
 use crate::tree::Tree;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -115,6 +115,8 @@ pub(crate) struct Inner {
     acked: Condvar,
     parked: Mutex<park::Parked>,
     parked_wake: Condvar,
+    /// Counts disconnects asked for from outside.
+    turn: AtomicU64,
     parked_len: AtomicUsize,
     pool: SyncPool,
     threads: Mutex<conn::Threads>,
@@ -145,6 +147,7 @@ impl Primary {
             acked: Condvar::new(),
             parked: Mutex::default(),
             parked_wake: Condvar::new(),
+            turn: AtomicU64::new(0),
             parked_len: AtomicUsize::new(0),
             pool,
             threads: Mutex::default(),
@@ -265,12 +268,32 @@ impl Primary {
         epoch: Epoch,
         plan: Plan,
     ) -> Result<(), ConnectError> {
-        Inner::connect(&self.inner, conn, epoch, plan)
+        self.connect_in(self.turn(), conn, epoch, plan)
+    }
+
+    /// Counts the disconnects: a stream whose opening began in an earlier turn is not opened any more.
+    pub fn turn(&self) -> u64 {
+        self.inner.turn.load(Ordering::Acquire)
+    }
+
+    /// Like [`Self::connect`], unless [`Self::disconnect`] was called since `turn` was read.
+    pub fn connect_in(
+        &self,
+        turn: u64,
+        conn: crate::replica::wire::DataConn,
+        epoch: Epoch,
+        plan: Plan,
+    ) -> Result<(), ConnectError> {
+        Inner::connect(&self.inner, turn, conn, epoch, plan)
     }
 
     /// Ends the stream and its threads; what is not acknowledged stays for replay. `false`: a thread
     /// did not end in time (it can no longer send).
     pub fn disconnect(&self, within: Duration) -> bool {
+        {
+            let _core = lock(&self.inner.core);
+            self.inner.turn.fetch_add(1, Ordering::AcqRel);
+        }
         self.inner.disconnect(within)
     }
 }

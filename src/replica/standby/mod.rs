@@ -25,7 +25,7 @@ use crate::replica::pool::SyncPool;
 use crate::replica::wire::{DataConn, WireError, WireReader, WireWriter};
 use crate::tree::Tree;
 use apply::Apply;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -137,6 +137,7 @@ pub struct Standby {
     running: Mutex<Option<Running>>,
     /// Bindings of the last stream, for a replay.
     tables: Mutex<Option<Vec<Table>>>,
+    turn: AtomicU64,
 }
 
 impl Standby {
@@ -153,7 +154,13 @@ impl Standby {
             released: Mutex::new(None),
             wake: Condvar::new(),
         });
-        Ok(Self { shared, trees, running: Mutex::new(None), tables: Mutex::new(None) })
+        Ok(Self {
+            shared,
+            trees,
+            running: Mutex::new(None),
+            turn: AtomicU64::new(0),
+            tables: Mutex::new(None),
+        })
     }
 
     /// Last applied position, if known.
@@ -169,7 +176,18 @@ impl Standby {
     /// Waits for the hello, answers it, starts to apply. Blocks up to `hello_timeout`; closes an older
     /// stream first. `plan` is what both cores agreed on.
     pub fn accept(&self, conn: DataConn, epoch: Epoch, plan: Plan) -> Result<(), AcceptError> {
-        if !self.close(Duration::from_secs(5)) {
+        self.accept_in(self.turn(), conn, epoch, plan)
+    }
+
+    /// Counts the closes: a stream whose opening began in an earlier turn is not opened any more.
+    pub fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Acquire)
+    }
+
+    /// Like [`Self::accept`], unless [`Self::close`] was called since `turn` was read: whoever closed
+    /// relies on nothing being applied afterwards.
+    pub fn accept_in(&self, turn: u64, conn: DataConn, epoch: Epoch, plan: Plan) -> Result<(), AcceptError> {
+        if !self.end(Duration::from_secs(5)) {
             return Err(AcceptError::Busy);
         }
         let (mut wire, writer) = conn.split(&format!("dst-{}", self.shared.cfg.cluster))?;
@@ -222,12 +240,16 @@ impl Standby {
             acked: applied,
             reported: Instant::now(),
         };
+        let mut running = lock(&self.running);
+        if self.turn() != turn || running.is_some() {
+            return Err(AcceptError::Refused("closed meanwhile".into()));
+        }
         let thread = std::thread::Builder::new()
             .name(format!("apply-{}", self.shared.cfg.cluster))
             .stack_size(STACK)
             .spawn(move || apply.run(wire, buf))
             .map_err(AcceptError::Thread)?;
-        *lock(&self.running) = Some(Running { writer, thread });
+        *running = Some(Running { writer, thread });
         Ok(())
     }
 
@@ -303,6 +325,14 @@ impl Standby {
     /// Ends the stream. True: no frame of it will ever be applied or acknowledged; what was received
     /// and not applied is dropped. False: the running operation did not end `within`; ask again.
     pub fn close(&self, within: Duration) -> bool {
+        {
+            let _running = lock(&self.running);
+            self.turn.fetch_add(1, Ordering::AcqRel);
+        }
+        self.end(within)
+    }
+
+    fn end(&self, within: Duration) -> bool {
         let mut running = lock(&self.running);
         let Some(current) = running.take() else { return true };
         {
