@@ -7,3 +7,4 @@ mod live;
 mod random;
 mod resync;
 mod support;
+mod syncs;

@@ -4,7 +4,8 @@
 use skc::base::{ClusterId, Epoch, Generation, Volume};
 use skc::ports::{Admission, Errno, Gate, LocalSync, PendingReply, Replicator, ReplySink};
 use skc::proto::fsop::Time;
-use skc::proto::stream::Plan;
+use skc::proto::frame::{self, FrameBuf, Kind};
+use skc::proto::stream::{OpFrame, Plan, Reply, Resync, StreamHello, Welcome};
 use skc::proto::{Attr, FileId, FsOp};
 use skc::replica::{DataConn, Event, EventSink, Primary, Standby, primary, standby};
 use skc::sys::backing::Backing;
@@ -331,13 +332,22 @@ impl Mirror {
     }
 
     pub fn fsync(&self, path: &str, local: Result<(), Errno>) -> Res {
+        self.fsync_by(path, move || local)
+    }
+
+    /// fsync whose local half calls `before` on the pool first.
+    pub fn fsync_by(
+        &self,
+        path: &str,
+        before: impl FnOnce() -> Result<(), Errno> + Send + 'static,
+    ) -> Res {
         let id = self.resolve(path)?;
         self.admitted(|ticket| {
             let _ns = self.tree.ns_shared();
             let _stripe = self.tree.stripe(id);
             let fd = self.tree.open(id, libc::O_RDONLY)?;
             let (unique, reply) = self.unique();
-            let sync: LocalSync = Box::new(move || local.and_then(|()| file::sync(fd.as_fd())));
+            let sync: LocalSync = Box::new(move || before().and_then(|()| file::sync(fd.as_fd())));
             self.primary.submit_sync(ticket, V, &FsOp::Fsync { id, data_only: false }, &[], sync, reply);
             Ok(unique)
         })
@@ -496,4 +506,70 @@ pub fn tls_pair() -> (DataConn, DataConn) {
         tls.complete_io(&mut a).unwrap();
     }
     (DataConn::tls(a, tls, Vec::new()), other.join().unwrap())
+}
+
+/// A target made of frames: applies nothing and answers only what the test tells it to.
+pub struct FakeTarget {
+    reader: skc::replica::wire::WireReader,
+    writer: skc::replica::wire::WireWriter,
+    buf: FrameBuf,
+    epoch: Epoch,
+}
+
+/// One received frame.
+#[derive(Debug)]
+pub enum Got {
+    Op(u64, FsOp),
+    Resync(u64, Resync),
+    Marker(u64),
+}
+
+impl FakeTarget {
+    /// Opens a stream from `pair`'s primary; `applied` of the hello's first position is claimed.
+    pub fn connect(pair: &mut Pair, plan: Plan, applied: impl FnOnce(u64) -> u64 + Send + 'static) -> Self {
+        pair.epoch.s += 1;
+        let epoch = pair.epoch;
+        let (a, b) = plain_pair();
+        let target = std::thread::spawn(move || {
+            let (reader, writer) = b.split("fake").unwrap();
+            let mut target = Self { reader, writer, buf: FrameBuf::new(), epoch };
+            let from = loop {
+                if let Some(frame) = target.buf.next_frame().unwrap() {
+                    break frame.message::<StreamHello>().unwrap().from;
+                }
+                target.reader.fill(&mut target.buf).unwrap();
+            };
+            target.send(Kind::Welcome, &Welcome::Accepted { applied: applied(from) });
+            target
+        });
+        pair.mirror.primary.connect(a, epoch, plan).unwrap();
+        target.join().unwrap()
+    }
+
+    fn send<T: serde::Serialize>(&self, kind: Kind, message: &T) {
+        let mut out = Vec::new();
+        frame::encode_into(&mut out, kind, 0, self.epoch, message, &[]).unwrap();
+        self.writer.send(&out).unwrap();
+    }
+
+    pub fn reply(&self, reply: &Reply) {
+        self.send(Kind::Reply, reply);
+    }
+
+    /// The next frame; pings are skipped.
+    pub fn next(&mut self) -> Got {
+        self.reader.set_timeout(Some(LONG)).unwrap();
+        loop {
+            while let Some(frame) = self.buf.next_frame().unwrap() {
+                let seq = frame.prefix.seq;
+                match frame.prefix.kind {
+                    Kind::Op => return Got::Op(seq, frame.message::<OpFrame>().unwrap().op),
+                    Kind::Resync => return Got::Resync(seq, frame.message().unwrap()),
+                    Kind::Marker => return Got::Marker(seq),
+                    _ => {}
+                }
+            }
+            self.reader.fill(&mut self.buf).expect("a frame");
+        }
+    }
 }

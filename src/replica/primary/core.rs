@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Largest O_TMPFILE from before the stream that is sent whole when it gets its name (its frames
 /// are kept for replay until acknowledged).
@@ -75,7 +75,16 @@ struct SyncWait {
     reply: PendingReply,
     local: Option<Result<(), Errno>>,
     remote: bool,
+    /// Frame whose `SyncAck` is the remote half; later than the operation's own if it was asked again.
+    remote_seq: u64,
+    /// When the remote half was last asked for.
+    since: Instant,
 }
+
+/// Names a wait for as long as this process runs: positions can come again when the numbering is
+/// adopted from a peer, and a late disk must not answer somebody else's fsync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SyncKey(u64);
 
 /// The live connection.
 pub(super) struct Conn {
@@ -134,7 +143,8 @@ pub(super) struct Core {
     pub resync_bytes: usize,
     bound: HashSet<(Volume, FileId)>,
     entries: VecDeque<Entry>,
-    syncs: BTreeMap<u64, SyncWait>,
+    syncs: BTreeMap<SyncKey, SyncWait>,
+    next_sync: u64,
     /// Acknowledged by a complete standby while frozen: success once the gate settles.
     held: Vec<PendingReply>,
     /// Applied here, with a target that is being resynced: success at UpToDate or by the lone right.
@@ -161,6 +171,7 @@ impl Core {
             bound: HashSet::new(),
             entries: VecDeque::new(),
             syncs: BTreeMap::new(),
+            next_sync: 0,
             held: Vec::new(),
             unproven: Vec::new(),
             pool: Vec::new(),
@@ -370,7 +381,14 @@ impl Core {
     /// The kernel forgot ids: tells the target about those it knows.
     pub fn forget(&mut self, volume: Volume, ids: &[FileId]) -> Result<(), CoreError> {
         let known: Vec<_> = ids.iter().copied().filter(|id| self.bound.remove(&(volume, *id))).collect();
-        if self.conn.is_none() && !matches!(self.rule, Gate::Replicated(_) | Gate::Frozen) {
+        // Not while frozen: a hand-over has drained the stream and compares positions. The target then
+        // keeps a few names that mean nothing; ids are never reused.
+        let streaming = match self.rule {
+            Gate::Replicated(_) => true,
+            Gate::Alone(_) => self.conn.is_some(),
+            Gate::Frozen | Gate::ReadOnly | Gate::Shut => false,
+        };
+        if !streaming {
             return Ok(());
         }
         for ids in known.chunks(FORGET_MAX) {
@@ -406,8 +424,18 @@ impl Core {
     }
 
     /// Waits for both halves of a sync at `seq`.
-    pub fn expect_sync(&mut self, seq: u64, volume: Volume, id: FileId, reply: PendingReply) {
-        self.syncs.insert(seq, SyncWait { volume, id, reply, local: None, remote: false });
+    pub fn expect_sync(&mut self, seq: u64, volume: Volume, id: FileId, reply: PendingReply) -> SyncKey {
+        let key = SyncKey(self.next_sync);
+        self.next_sync += 1;
+        let (remote_seq, since) = (seq, Instant::now());
+        let wait = SyncWait { volume, id, reply, local: None, remote: false, remote_seq, since };
+        self.syncs.insert(key, wait);
+        key
+    }
+
+    /// How long the oldest remote half of a sync is outstanding on this connection.
+    pub fn oldest_remote_sync(&self) -> Option<Duration> {
+        self.syncs.values().filter(|w| !w.remote).map(|w| w.since.elapsed()).max()
     }
 
     /// Everything up to `applied` is in the target's kernel. `Err`: it claims the future.
@@ -457,15 +485,15 @@ impl Core {
         (!self.gap && self.entries.is_empty()).then(|| self.next - 1)
     }
 
-    fn sync_done(&mut self, seq: u64, out: &mut Outcome) {
-        let Some(wait) = self.syncs.get(&seq) else { return };
+    fn sync_done(&mut self, key: SyncKey, out: &mut Outcome) {
+        let Some(wait) = self.syncs.get(&key) else { return };
         let Some(local) = wait.local else { return };
         // A local failure is final at once: the application must see it.
         let ready = local.is_err() || wait.remote || matches!(self.rule, Gate::Alone(_));
         if !ready {
             return;
         }
-        let Some(wait) = self.syncs.remove(&seq) else { return };
+        let Some(wait) = self.syncs.remove(&key) else { return };
         match (local, self.rule) {
             (Err(errno), _) => out.err.push((wait.reply, errno)),
             (Ok(()), Gate::Replicated(_) | Gate::Alone(_)) => out.ok.push(wait.reply),
@@ -473,11 +501,18 @@ impl Core {
         }
     }
 
+    fn settle_syncs(&mut self, out: &mut Outcome) {
+        let keys: Vec<SyncKey> = self.syncs.keys().copied().collect();
+        for key in keys {
+            self.sync_done(key, out);
+        }
+    }
+
     /// The local half of a sync ended.
-    pub fn sync_local(&mut self, seq: u64, result: Result<(), Errno>, out: &mut Outcome) {
-        if let Some(wait) = self.syncs.get_mut(&seq) {
+    pub fn sync_local(&mut self, key: SyncKey, result: Result<(), Errno>, out: &mut Outcome) {
+        if let Some(wait) = self.syncs.get_mut(&key) {
             wait.local = Some(result);
-            self.sync_done(seq, out);
+            self.sync_done(key, out);
         }
     }
 
@@ -486,9 +521,11 @@ impl Core {
         if !self.conn.as_ref().is_some_and(|c| c.eligible) {
             return;
         }
-        if let Some(wait) = self.syncs.get_mut(&seq) {
+        let found = self.syncs.iter_mut().find(|(_, w)| w.remote_seq == seq && !w.remote);
+        if let Some((key, wait)) = found {
+            let key = *key;
             wait.remote = true;
-            self.sync_done(seq, out);
+            self.sync_done(key, out);
         }
     }
 
@@ -504,19 +541,13 @@ impl Core {
                 if let Some(conn) = self.conn.as_mut().filter(|c| c.epoch == epoch) {
                     conn.eligible = true;
                 }
-                let ready: Vec<u64> = self.syncs.keys().copied().collect();
-                for seq in ready {
-                    self.sync_done(seq, out);
-                }
+                self.settle_syncs(out);
             }
             Gate::Alone(_) => {
                 out.ok.append(&mut self.held);
                 out.ok.append(&mut self.unproven);
                 out.ok.extend(self.entries.iter_mut().filter_map(|e| e.reply.take()));
-                let ready: Vec<u64> = self.syncs.keys().copied().collect();
-                for seq in ready {
-                    self.sync_done(seq, out);
-                }
+                self.settle_syncs(out);
                 if self.conn.is_none() {
                     self.drop_frames();
                 }
@@ -590,6 +621,9 @@ impl Core {
         }
         let Some(conn) = &self.conn else { return Ok(()) };
         let (epoch, writer) = (conn.epoch, Arc::clone(&conn.writer));
+        for wait in self.syncs.values_mut() {
+            wait.since = Instant::now();
+        }
         for entry in &mut self.entries {
             if let Some(frame) = &mut entry.frame {
                 frame::restamp(frame, entry.seq, epoch);
@@ -599,14 +633,16 @@ impl Core {
             }
         }
         // A sync whose frame was applied but whose answer was lost is asked again.
-        let again: Vec<u64> =
-            self.syncs.iter().filter(|(seq, w)| **seq <= applied && !w.remote).map(|(seq, _)| *seq).collect();
-        for seq in again {
-            let Some(wait) = self.syncs.remove(&seq) else { continue };
-            let op = FsOp::Fsync { id: wait.id, data_only: false };
-            let frame = self.encode_op(wait.volume, true, &op, &[])?;
-            let new = self.push(frame, None, true);
-            self.syncs.insert(new, wait);
+        // The local half may still be on the pool: the wait stays the same one.
+        let lost = |w: &SyncWait| w.remote_seq <= applied && !w.remote;
+        let again: Vec<_> =
+            self.syncs.iter().filter(|(_, w)| lost(w)).map(|(key, w)| (*key, w.volume, w.id)).collect();
+        for (key, volume, id) in again {
+            let frame = self.encode_op(volume, true, &FsOp::Fsync { id, data_only: false }, &[])?;
+            let seq = self.push(frame, None, true);
+            if let Some(wait) = self.syncs.get_mut(&key) {
+                wait.remote_seq = seq;
+            }
         }
         Ok(())
     }

@@ -42,6 +42,9 @@ pub struct Config {
     pub window_ops: usize,
     /// Acknowledgements without progress for this long end the stream ([`StreamEnd::Stalled`]).
     pub ack_stall: Duration,
+    /// An fsync that a complete standby has not answered for this long ends the stream too: its page
+    /// cache may take writes while its disk hangs. Longer than the standby's own limit.
+    pub sync_stall: Duration,
     /// Parked requests past which the caller of `park` is blocked.
     pub parked_max: usize,
     /// Blocked for this long (the driver's freeze deadline is far shorter): mutations get EIO.
@@ -66,6 +69,7 @@ impl Config {
             window_bytes: 64 << 20,
             window_ops: 8192,
             ack_stall: Duration::from_secs(10),
+            sync_stall: Duration::from_secs(60),
             parked_max: 4096,
             freeze_limit: Duration::from_secs(120),
             sync_threads: 4,
@@ -454,11 +458,11 @@ impl Replicator for Primary {
                 match core.submit(tree, true, op, bulk, &mut None) {
                     Ok(Submitted::At(seq)) => {
                         let id = core::subject(op).unwrap_or(FileId::ROOT);
-                        core.expect_sync(seq, volume, id, reply);
+                        let key = core.expect_sync(seq, volume, id, reply);
                         drop(core);
                         inner.on_pool(local, move |me, result| {
                             let mut out = Outcome::default();
-                            lock(&me.core).sync_local(seq, result, &mut out);
+                            lock(&me.core).sync_local(key, result, &mut out);
                             out.send(&me.events);
                             me.acked.notify_all();
                         });

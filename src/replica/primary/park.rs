@@ -81,6 +81,13 @@ impl Inner {
                 Some(conn) if core.in_flight() > 0 && core.progress.elapsed() > limit => {
                     Some((conn.number, conn.epoch))
                 }
+                Some(conn)
+                    if conn.eligible
+                        && core.oldest_remote_sync().is_some_and(|age| age > self.cfg.sync_stall) =>
+                {
+                    tracing::warn!(epoch = %conn.epoch, "the standby answers no fsync");
+                    Some((conn.number, conn.epoch))
+                }
                 _ => None,
             }
         };
