@@ -200,10 +200,18 @@ impl InodeTable {
     /// forgotten and appended to `gone`.
     pub fn forget(&self, id: FileId, count: u64, gone: &mut Vec<FileId>) {
         let mut inner = self.lock();
+        let mut kept = None;
         if let Some(inode) = inner.by_id.get_mut(&id) {
             inode.lookups = inode.lookups.saturating_sub(count);
+            // A pin keeps the id, never an object without a name: only applications can need that.
+            if inode.lookups == 0 {
+                kept = inode.kept.take();
+            }
         }
         inner.collect(id, gone);
+        // A last close may delete a file: not under the lock.
+        drop(inner);
+        drop(kept);
     }
 
     /// (parent, name) is a name of `id` now; `only`: its only one.
@@ -253,14 +261,18 @@ impl InodeTable {
     pub fn forget_all_lookups(&self, gone: &mut Vec<FileId>) {
         let mut inner = self.lock();
         let ids: Vec<FileId> = inner.by_id.keys().copied().collect();
+        let mut kept = Vec::new();
         for id in &ids {
             if let Some(inode) = inner.by_id.get_mut(id) {
                 inode.lookups = 0;
+                kept.extend(inode.kept.take());
             }
         }
         for id in ids {
             inner.collect(id, gone);
         }
+        drop(inner);
+        drop(kept);
     }
 
     /// Number of known objects.

@@ -1,9 +1,9 @@
 //! The ordered resync: any two trees become equal, also while the source is written.
 
 use crate::random::{Rng, grow, step};
-use crate::support::{LONG, Pair};
+use crate::support::{FakeTarget, Got, LONG, Pair};
 use skc::ports::Gate;
-use skc::proto::stream::Plan;
+use skc::proto::stream::{Entry, Plan, Reply, Resync};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -283,4 +283,48 @@ fn a_full_target_disk_is_reported() {
     drop(pair);
     let c = std::ffi::CString::new(target.to_str().unwrap()).unwrap();
     unsafe { libc::umount2(c.as_ptr(), libc::MNT_DETACH) };
+}
+
+#[test]
+fn a_file_that_lost_its_name_before_its_visit_is_left_out() {
+    let mut pair = Pair::with(
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        // One step at a time.
+        |c| (c.resync_busy, c.resync_idle) = (1, 1),
+        |_| {},
+    );
+    fs::write(pair.a.path().join("gone"), b"held open by an application").unwrap();
+    fs::write(pair.a.path().join("there"), b"x").unwrap();
+    let id = pair.mirror.resolve("gone").unwrap();
+    pair.gate(Gate::Alone(pair.epoch));
+    let mut target = FakeTarget::connect(&mut pair, RESYNC, |from| from - 1);
+    let Got::Resync(listed, Resync::Dir { entries, .. }) = target.next() else { panic!("the root") };
+    assert!(entries.iter().any(|e: &Entry| e.id == id));
+    let held = pair.mirror.tree.open(id, libc::O_RDWR).unwrap();
+    pair.mirror.unlink("gone").unwrap();
+    pair.mirror.tree.inodes.set_kept(id, Some(held));
+    target.reply(&Reply::Redo { seq: listed, volume: crate::support::V, ids: vec![id], lost: true });
+    target.reply(&Reply::Ack { applied: listed });
+    loop {
+        match target.next() {
+            Got::Resync(seq, Resync::End) => {
+                target.reply(&Reply::Ack { applied: seq });
+                break;
+            }
+            Got::Resync(seq, step) => {
+                let about = match &step {
+                    Resync::Hash { id, .. } | Resync::Hole { id, .. } | Resync::Meta { id, .. } => Some(*id),
+                    _ => None,
+                };
+                assert_ne!(about, Some(id), "{step:?}");
+                target.reply(&Reply::Ack { applied: seq });
+            }
+            Got::Op(seq, _) | Got::Marker(seq) => target.reply(&Reply::Ack { applied: seq }),
+        }
+    }
+    // Once no application can reach it, a pin of the resync must not keep its space.
+    let mut gone = Vec::new();
+    pair.mirror.tree.inodes.forget(id, u64::MAX, &mut gone);
+    assert!(pair.mirror.tree.stat(id).is_err());
 }

@@ -231,6 +231,9 @@ impl Pump {
         let Some(tree) = self.inner.tree(volume).cloned() else { return Ok(()) };
         // Gone meanwhile: the unlink is in the stream too.
         let Ok(stat) = tree.stat(id) else { return Ok(()) };
+        if stat.nlink == 0 {
+            return Ok(());
+        }
         let mark = self.marks.entry(object).or_default();
         if mark.queued || mark.seen > seq {
             return Ok(());

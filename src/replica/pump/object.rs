@@ -97,6 +97,9 @@ impl Pump {
         let _ns = tree.ns_shared();
         let _stripe = tree.stripe(object.1);
         self.seen(object, self.last);
+        if gone_is_fine!(object, "attributes", tree.stat(object.1)).nlink == 0 {
+            return Ok(());
+        }
         let listed = gone_is_fine!(object, "listing", self.list(&tree, object));
         let path = gone_is_fine!(object, "opening", tree.open_path(object.1));
         let stat = gone_is_fine!(object, "attributes", file::stat(path.as_fd()));
@@ -145,6 +148,11 @@ impl Pump {
         let Some(tree) = self.inner.tree(object.0).cloned() else { return Ok(()) };
         self.marks.entry(object).or_default().queued = false;
         let stat = gone_is_fine!(object, "attributes", tree.stat(object.1));
+        // Unlinked while an application has it open: the target has no name for it any more, and what
+        // is in it will never be seen there.
+        if stat.nlink == 0 {
+            return Ok(());
+        }
         if stat.is_file() {
             let flags = libc::O_RDONLY | libc::O_NOATIME;
             let fd = gone_is_fine!(object, "opening", tree.open(object.1, flags));
@@ -163,7 +171,11 @@ impl Pump {
         let _ns = tree.ns_shared();
         let _stripe = tree.stripe(object.1);
         let fd = cursor.fd.as_fd();
-        let size = gone_is_fine!(object, "size", file::stat(fd)).size;
+        let stat = gone_is_fine!(object, "size", file::stat(fd));
+        if stat.nlink == 0 {
+            return Ok(());
+        }
+        let size = stat.size;
         let from = cursor.offset;
         let mut sent = None;
         if from < size {
@@ -231,7 +243,11 @@ impl Pump {
         let _ns = tree.ns_shared();
         let _stripe = tree.stripe(object.1);
         let fd = gone_is_fine!(object, "opening", tree.open(object.1, libc::O_RDONLY | libc::O_NOATIME));
-        let size = gone_is_fine!(object, "size", file::stat(fd.as_fd())).size;
+        let stat = gone_is_fine!(object, "size", file::stat(fd.as_fd()));
+        if stat.nlink == 0 {
+            return Ok(());
+        }
+        let size = stat.size;
         let to = offset.saturating_add(length.min(SPAN)).min(size);
         if length > SPAN {
             want.ranges.push_front((offset.saturating_add(SPAN), length - SPAN));

@@ -118,9 +118,13 @@ impl Apply {
         })
     }
 
-    /// An object that is not here is asked for; other errors are ours.
+    /// An object that is not here is asked for, unless it lost its name by the stream itself (then the
+    /// step is about a file that only open descriptors of the source hold); other errors are ours.
     fn or_lost(&mut self, v: usize, id: FileId, result: Result<(), Failed>) -> Result<(), Failed> {
         match result {
+            Err((errno, _)) if is_lost(errno) && self.tables[v].node(id).is_some_and(|n| n.unlinked) => {
+                Ok(())
+            }
             Err((errno, _)) if is_lost(errno) => {
                 self.redo(v, vec![id], true);
                 Ok(())
