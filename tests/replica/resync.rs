@@ -87,6 +87,23 @@ fn holes_travel_as_holes() {
 }
 
 #[test]
+fn a_hole_at_the_end_frees_the_block_that_the_end_cuts() {
+    let mut pair = Pair::new();
+    for (dir, len) in [(&pair.a, 4096), (&pair.b, 9000)] {
+        let file = fs::File::create(dir.path().join("f")).unwrap();
+        let mut data = vec![1; 4096];
+        data.resize(len, 0);
+        file.write_all_at(&data, 0).unwrap();
+        if len == 4096 {
+            file.set_len(5000).unwrap();
+        }
+    }
+    pair.ready();
+    pair.mirror.truncate("f", 20_000).map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+    pair.assert_equal();
+}
+
+#[test]
 fn every_kind_of_object_and_attribute_arrives() {
     let mut pair = Pair::new();
     let root = pair.a.path();

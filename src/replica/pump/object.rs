@@ -191,13 +191,16 @@ impl Pump {
                 from
             };
             if next > from {
-                let step = Resync::Hole { volume: object.0, id: object.1, offset: from, length: next - from };
-                sent = Some(self.send(&step, &[], &[], 0)?);
+                sent = Some(self.send_hole(object, from, next, size)?);
                 cursor.offset = next;
             } else {
                 let to = size.min(from + SPAN);
                 let step = gone_is_fine!(object, "reading", self.hash(fd, object, &data, from, to));
                 sent = Some(self.send(&step, &[], &[], (to - from) as usize)?);
+                // Blocks that the end of the file cuts look alike whether allocated or not.
+                if let Some(&(start, end)) = local::gaps(&data, from, to).last().filter(|h| h.1 == size) {
+                    self.send_hole(object, start, end, size)?;
+                }
                 cursor.offset = to;
                 self.spent += to - from;
             }
@@ -213,6 +216,14 @@ impl Pump {
         }
         self.progress.files_done += 1;
         self.meta(&tree, object)
+    }
+
+    /// A hole at the end of the file reaches as far as its last block: a longer file on the target
+    /// would keep that block allocated when it is cut.
+    fn send_hole(&mut self, object: Object, from: u64, to: u64, size: u64) -> Result<u64, Stop> {
+        let to = if to >= size { to.next_multiple_of(BLOCK) } else { to };
+        let step = Resync::Hole { volume: object.0, id: object.1, offset: from, length: to - from };
+        self.send(&step, &[], &[], 0)
     }
 
     fn hash(
