@@ -326,7 +326,7 @@ mod tests {
     fn golden_prefix_of_version_1() {
         let prefix = Prefix { kind: Kind::Op, header: 0x0102, bulk: 0x1000, seq: 0x11, epoch: EPOCH };
         let bytes = prefix.encode();
-        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        let hex = bytes.iter().fold(String::new(), |text, b| text + &format!("{b:02x}"));
         assert_eq!(hex, "736b6344010300000000010200001000000000000000001100000000000000070000000000000009");
         assert_eq!(Prefix::decode(&bytes), Ok(prefix));
     }

@@ -275,7 +275,7 @@ impl ReadLoop {
         let mut out = Outcome::default();
         {
             let mut core = lock(&self.inner.core);
-            if !core.conn.as_ref().is_some_and(|c| c.number == self.number) {
+            if core.conn.as_ref().is_none_or(|c| c.number != self.number) {
                 return Ok(());
             }
             core.on_ack(applied, &mut out).map_err(StreamEnd::Protocol)?;

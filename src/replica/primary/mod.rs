@@ -224,7 +224,7 @@ impl Primary {
     /// From here on frames are retained for replay.
     pub fn mark_up_to_date(&self, epoch: Epoch, g: u64, cur: Generation) -> Result<u64, MarkerError> {
         let mut core = lock(&self.inner.core);
-        if !core.conn.as_ref().is_some_and(|c| c.epoch == epoch) {
+        if core.conn.as_ref().is_none_or(|c| c.epoch != epoch) {
             return Err(MarkerError::NoStream);
         }
         // Under the stream mutex: an operation behind the marker is in the stream.
@@ -553,7 +553,7 @@ impl Inner {
         weight: usize,
     ) -> Result<u64, StepError> {
         let mut core = lock(&self.core);
-        if !core.conn.as_ref().is_some_and(|c| c.number == number) {
+        if core.conn.as_ref().is_none_or(|c| c.number != number) {
             return Err(StepError::Closed);
         }
         match core.resync(step, bulk, binds, weight) {

@@ -114,7 +114,9 @@ pub(super) fn run(weak: &Weak<Inner>) {
         if parked.closed {
             let rest = std::mem::take(&mut parked.queue);
             drop(parked);
-            rest.into_iter().for_each(|request| request());
+            for request in rest {
+                request();
+            }
             return;
         }
         match parked.queue.pop_front() {

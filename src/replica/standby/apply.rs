@@ -199,10 +199,8 @@ impl Apply {
             let result = match fd {
                 Some(Ok(fd)) if data_only => file::data_sync(fd.as_fd()),
                 Some(Ok(fd)) => file::sync(fd.as_fd()),
-                // Gone here too: nothing to make durable.
-                Some(Err(Errno(libc::ESTALE))) | None => Ok(()),
-                // A FIFO or device node: its inode is all there is.
-                Some(Err(Errno(libc::EINVAL))) => Ok(()),
+                // Gone here too, or a FIFO or device node: no data to make durable.
+                Some(Err(Errno(libc::ESTALE | libc::EINVAL))) | None => Ok(()),
                 Some(Err(errno)) => Err(errno),
             };
             shared.sync_done(&writer, epoch, seq, result);
@@ -256,7 +254,7 @@ impl Apply {
     }
 
     /// Asks the source for objects.
-    pub(super) fn redo(&mut self, v: usize, ids: Vec<FileId>, lost: bool) {
+    pub(super) fn redo(&mut self, v: usize, ids: &[FileId], lost: bool) {
         const IDS: usize = 16 * 1024;
         self.asked = true;
         let volume = self.tables[v].volume();

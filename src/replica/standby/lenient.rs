@@ -58,7 +58,7 @@ impl Apply {
         match op {
             FsOp::Bind { id, parent, .. } => {
                 self.tables[v].unbind(*id);
-                self.redo(v, vec![*id, *parent], true);
+                self.redo(v, &[*id, *parent], true);
             }
             FsOp::Forget { .. } | FsOp::Fsync { .. } => {}
             FsOp::Make { parent, name, .. } | FsOp::Symlink { parent, name, .. } => {
@@ -75,7 +75,7 @@ impl Apply {
             FsOp::Unlink { parent, name, .. } | FsOp::Rmdir { parent, name, .. } => {
                 // Gone is what it should be; anything else in its place must go too.
                 self.displace_at(v, *parent, name)?;
-                self.redo(v, vec![*parent], false);
+                self.redo(v, &[*parent], false);
             }
             FsOp::Rename { parent, to_parent, to_name, flags, .. } => {
                 if *flags & RENAME_EXCHANGE == 0 {
@@ -89,7 +89,7 @@ impl Apply {
                         Err(_) => {}
                     }
                 }
-                self.redo(v, vec![*parent, *to_parent], false);
+                self.redo(v, &[*parent, *to_parent], false);
             }
             FsOp::SetXattr { id, name, mode, .. } => {
                 let plain = FsOp::SetXattr { id: *id, name: name.clone(), flags: 0, mode: *mode };
@@ -111,7 +111,7 @@ impl Apply {
     fn redo_inode(&mut self, v: usize, id: FileId) {
         let unlinked = self.tables[v].node(id).is_some_and(|n| n.unlinked);
         if !unlinked {
-            self.redo(v, vec![id], true);
+            self.redo(v, &[id], true);
         }
     }
 
@@ -130,7 +130,7 @@ impl Apply {
             Ok(()) => Ok(()),
             Err(failed) if is_fatal(failed.0) => Err(failed),
             Err(_) => {
-                self.redo(v, ids.to_vec(), true);
+                self.redo(v, ids, true);
                 Ok(())
             }
         }
@@ -169,7 +169,7 @@ impl Apply {
             let sure =
                 handle.and_then(|h| table.id_of(&h)).and_then(|id| table.node(id)).is_some_and(|n| n.placed);
             if !sure {
-                self.redo(v, vec![*dir], false);
+                self.redo(v, &[*dir], false);
             }
         }
     }

@@ -294,7 +294,7 @@ impl Standby {
             return Err(format!("{} volumes here, {} there", self.trees.len(), hello.volumes));
         }
         if hello.plan != plan {
-            return Err(format!("plan {:?} expected", plan));
+            return Err(format!("plan {plan:?} expected"));
         }
         let before = hello.from.checked_sub(1).ok_or("positions start at 1")?;
         if matches!(plan, Plan::Resync { .. }) {

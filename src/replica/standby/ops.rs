@@ -98,7 +98,9 @@ impl Table {
                 Ok(())
             }
             FsOp::Forget { ids } => {
-                ids.iter().for_each(|id| self.unbind(*id));
+                for id in ids {
+                    self.unbind(*id);
+                }
                 Ok(())
             }
             FsOp::Make { parent, name, id, mode_arg: _, attr, xattrs, dir_mtime } => {

@@ -256,7 +256,7 @@ impl Quarantine {
             let path = self.path_of(fd);
             self.note(&serde_json::json!({"blocks": number, "path": path}));
         }
-        if !self.open.as_ref().is_some_and(|(n, _)| *n == number) {
+        if self.open.as_ref().is_none_or(|(n, _)| *n != number) {
             let dirs = self.dirs.as_ref().ok_or(Errno(libc::EIO))?;
             let flags = libc::O_RDWR | libc::O_CREAT;
             let out = file::open_at(dirs.blocks.as_fd(), number.to_string().as_bytes(), flags, 0o600)?;

@@ -126,7 +126,7 @@ impl Apply {
                 Ok(())
             }
             Err((errno, _)) if is_lost(errno) => {
-                self.redo(v, vec![id], true);
+                self.redo(v, &[id], true);
                 Ok(())
             }
             other => other,
@@ -144,7 +144,7 @@ impl Apply {
         let dir = match self.open_dir(v, id) {
             Ok(dir) => dir,
             Err(errno) if is_lost(errno) => {
-                self.redo(v, vec![id], true);
+                self.redo(v, &[id], true);
                 return Ok(());
             }
             Err(errno) => return Err((errno, "open directory")),
@@ -166,7 +166,7 @@ impl Apply {
         }
         ops::set_attr(dir.as_fd(), attr, xattrs)?;
         if !fresh.is_empty() {
-            self.redo(v, fresh, false);
+            self.redo(v, &fresh, false);
         }
         Ok(())
     }
