@@ -112,9 +112,11 @@ pub(crate) enum Phase {
         deadline: Mono,
         ticket: Option<Ticket>,
     },
+    /// `taken`: the peer knows.
     Leaving {
         aim: Aim,
         deadline: Mono,
+        taken: bool,
         ticket: Option<Ticket>,
     },
     Broken {
@@ -146,6 +148,8 @@ pub(crate) struct Adopt {
 pub(crate) struct Probing {
     /// Running round and when its report is overdue.
     pub(crate) run: Option<(Token, Mono)>,
+    /// When it began.
+    pub(crate) began: Mono,
     /// When to begin the next.
     pub(crate) at: Option<Mono>,
     /// The last finished round found the witness unreachable.
@@ -193,7 +197,8 @@ pub struct Cluster {
     pub(crate) yields_void: bool,
     pub(crate) solid: Solid,
     pub(crate) probing: Probing,
-    /// Woke later than the lease: no lone decision until a handshake.
+    /// Woke later than the lease, or was cut off from the witness: may have been replaced, no lone
+    /// decision by rule until a handshake, or until the peer's own heartbeat says that it did not.
     pub(crate) replaced: bool,
     pub(crate) gate: Gate,
     pub(crate) vips: bool,
@@ -218,6 +223,8 @@ pub struct Cluster {
     pub(crate) failover_id: u64,
     pub(crate) next_token: u64,
     pub(crate) promised: Option<Mono>,
+    /// `now` of the last step.
+    pub(crate) stepped: Mono,
     pub(crate) out: Vec<Effect>,
 }
 
@@ -235,7 +242,6 @@ impl Cluster {
     ) -> Self {
         let d = durable.unwrap_or_default();
         let autostart = !d.stopped && config.boot == crate::engine::config::BootPolicy::Auto;
-        let _ = now;
         Self {
             me,
             boot_id,
@@ -282,6 +288,7 @@ impl Cluster {
             failover_id: 0,
             next_token: 0,
             promised: None,
+            stepped: now,
             out: Vec::new(),
         }
     }
@@ -292,6 +299,7 @@ impl Cluster {
         if !matches!(input, Input::PersistFailed) {
             self.committed = self.d.clone();
         }
+        self.stepped = now;
         self.notice_stall(now, &input);
         self.dispatch(now, input);
         self.settle(now);
@@ -466,6 +474,7 @@ impl Cluster {
         self.persist_with(|d| {
             also(d);
             d.intact_boot = None;
+            d.clean = false;
             if d.inconsistent.is_none_or(|i| i.damage != damage) {
                 d.inconsistent = Some(Inconsistent { source, damage });
             }
@@ -475,8 +484,8 @@ impl Cluster {
 
     pub(crate) fn intact(&self) -> bool {
         let boot_matters = self.config.rules.boot_voids_intact;
-        self.d.inconsistent.is_none()
-            && self.d.intact_boot.is_some_and(|boot| boot == self.boot_id || !boot_matters)
+        let kept = self.d.clean || self.d.intact_boot == Some(self.boot_id);
+        self.d.inconsistent.is_none() && (kept || (self.d.intact_boot.is_some() && !boot_matters))
     }
 
     pub(crate) fn tree_ok(&self) -> bool {
@@ -535,6 +544,7 @@ impl Cluster {
             self.failover_id = 0;
             self.promised = None;
         }
+        self.stepped = to;
         let by_record = self.may_start_cold();
         let keep = 12_000;
         let clamp = |at: &mut Mono, keep: Millis| {
@@ -552,6 +562,11 @@ impl Cluster {
         each(&mut self.word, timers.decide + 1);
         each(&mut self.heard, timers.timeout);
         each(&mut self.probing.at, keep);
+        if self.probing.run.is_some() {
+            clamp(&mut self.probing.began, keep);
+        } else {
+            self.probing.began = to;
+        }
         if let Some((_, at)) = &mut self.probing.run {
             clamp(at, keep);
         }

@@ -14,7 +14,8 @@ pub const HISTORY_MAX: usize = 32;
 pub enum Damage {
     /// A resync was under way.
     Resync,
-    /// The standby could not apply an operation (`errno`): ENOSPC, EIO, EROFS.
+    /// The standby could not apply an operation (`errno`): ENOSPC, EIO, EROFS. An eligible standby
+    /// stays a prefix and is only Behind.
     Apply {
         /// Positive errno; 0 if unknown.
         errno: i32,
@@ -58,6 +59,9 @@ pub struct Durable {
     pub last_primary: bool,
     /// Boot in which the tree has held every acknowledged operation without a power loss.
     pub intact_boot: Option<u128>,
+    /// Stopped in an orderly way while intact, everything flushed: still intact at the next start.
+    #[serde(default)]
+    pub clean: bool,
     /// The peer may have acknowledged alone since the cut: never promote; still valid as a source.
     pub behind: bool,
     /// Set: not a usable copy.

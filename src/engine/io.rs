@@ -488,6 +488,11 @@ pub enum EventKind {
         /// Why.
         damage: Damage,
     },
+    /// This standby cannot follow the primary and said so.
+    Ejected {
+        /// Why.
+        damage: Damage,
+    },
     /// Role given to the peer.
     HandedOver,
     /// Role taken from the peer.
@@ -537,6 +542,7 @@ impl EventKind {
             Self::Checker(_) => "SKC-V0022",
             Self::PersistFailed => "SKC-V0023",
             Self::SplitBrain => "SKC-V0024",
+            Self::Ejected { .. } => "SKC-V0025",
         }
     }
 }

@@ -201,7 +201,7 @@ pub enum PeerMessage {
         /// Session that was left.
         epoch: Epoch,
     },
-    /// The standby cannot apply any more and has recorded that it is Inconsistent.
+    /// The standby cannot apply any more and has given up its claim, on record.
     Ejected {
         /// Session it drops out of.
         epoch: Epoch,

@@ -15,7 +15,9 @@
 use crate::base::{Epoch, Generation, Mono, NodeId};
 use crate::engine::cluster::{Cluster, Phase, Solid, Why};
 use crate::engine::durable::{Damage, Inconsistent};
-use crate::engine::io::{Effect, EventKind, Gate, LinkId, Plan, StreamFacts, StreamRole, Token, Tombstone};
+use crate::engine::io::{
+    Effect, EventKind, Gate, Input, LinkId, Plan, StreamFacts, StreamRole, Token, Tombstone,
+};
 use crate::engine::lineage;
 use crate::engine::peer::{Hello, PeerMessage, SwapRefusal, Verdict, VerdictKind};
 use crate::engine::timers::SYNC_MAX;
@@ -81,6 +83,10 @@ impl Shake {
 }
 
 impl Link {
+    fn new(id: LinkId) -> Self {
+        Self { id, n: 0, sent: None, got: None, theirs: None, due: false, shake: Shake::Greeting }
+    }
+
     /// The peer's hello in force.
     pub(crate) fn peer_hello(&self) -> Option<&Hello> {
         self.got.as_ref()
@@ -95,9 +101,13 @@ impl Cluster {
         if self.link.take().is_some() {
             self.session_lost(now);
         }
-        self.link =
-            Some(Link { id, n: 0, sent: None, got: None, theirs: None, due: false, shake: Shake::Greeting });
-        // Both directions work now. Whoever was called lost is back.
+        self.link = Some(Link::new(id));
+        // Both directions work now. Whoever was called lost is back; but a connection says nothing of
+        // what the peer did meanwhile: a standby that was out of touch may have taken over.
+        let fresh = self.heard.is_some_and(|at| now - at <= self.timers.one_way);
+        if matches!(self.phase, Phase::Frozen { .. }) && !fresh {
+            self.replaced = true;
+        }
         self.heard = Some(now);
         self.back_in_touch();
         self.event(EventKind::LinkUp);
@@ -108,6 +118,20 @@ impl Cluster {
         if self.link.as_ref().is_some_and(|l| l.id == id) {
             self.link = None;
             self.session_lost(now);
+        }
+    }
+
+    /// While the record cannot be written: keep the link and what the peer says, answer nothing.
+    pub(crate) fn listen_only(&mut self, input: Input) {
+        match input {
+            Input::LinkUp { link } => self.link = Some(Link::new(link)),
+            Input::LinkDown { link } if self.link.as_ref().is_some_and(|l| l.id == link) => self.link = None,
+            Input::Peer { link, message: PeerMessage::Hello(hello) } => {
+                if let Some(current) = self.link.as_mut().filter(|l| l.id == link) {
+                    current.got = Some(*hello);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -216,7 +240,7 @@ impl Cluster {
             PeerMessage::Token { epoch } => self.token_in(now, epoch),
             PeerMessage::TokenTaken { epoch } => self.token_taken(now, epoch),
             PeerMessage::Leaving { epoch } => self.peer_leaving(now, epoch),
-            PeerMessage::LeaveTaken { epoch } => self.leave_taken(now, epoch),
+            PeerMessage::LeaveTaken { epoch } => self.leave_taken(epoch),
             PeerMessage::Ejected { epoch, damage } => self.peer_ejected(now, epoch, damage),
             PeerMessage::SwapRequest => self.swap_requested(now),
             PeerMessage::SwapRefused { why } => self.swap_refused(why),
@@ -395,6 +419,7 @@ impl Cluster {
             d.handed = None;
             if !replay {
                 d.intact_boot = None;
+                d.clean = false;
                 d.inconsistent = Some(Inconsistent { source: cur, damage: Damage::Resync });
             }
         });

@@ -163,7 +163,7 @@ impl Cluster {
             say("SKC-R0501", "the ping witness cannot be reached from here".into());
         }
         if self.replaced {
-            say("SKC-R0502", "this agent stalled longer than its lease and waits for a handshake".into());
+            say("SKC-R0502", "this node stalled or was cut off long enough to have been replaced: it waits for a handshake".into());
         }
         if self.restart_limit_hit {
             say("SKC-R0503", "the restart limit was reached".into());

@@ -127,6 +127,10 @@ impl Cluster {
             return self.sync_failed(now);
         }
         self.solid = Solid::Yes;
+        if self.phase == Phase::Stopped && self.intact() {
+            // A flush that outlasted its deadline, but ended before the machine went down.
+            self.persist_with(|d| d.clean = true);
+        }
         let shake = self.link.as_ref().map(|l| l.shake.clone());
         match shake {
             Some(Shake::SourceSync { verdict, token: run, .. }) if run == token => {
@@ -147,6 +151,9 @@ impl Cluster {
     /// What is on this disk is unknown: not a copy to build on. Nothing was answered alone yet, so
     /// the peer's copy lacks nothing.
     fn sync_failed(&mut self, now: Mono) {
+        if let Phase::Leaving { .. } = self.phase {
+            return self.mark_inconsistent(Damage::Sync, |_| {});
+        }
         let undecided = matches!(self.phase, Phase::Frozen { .. } | Phase::Lost { .. } | Phase::Wait { .. });
         if !undecided {
             return;

@@ -129,6 +129,11 @@ impl Cluster {
             self.heard = Some(now);
             self.back_in_touch();
         }
+        let still_mine = both_ways && !body.alone && body.epoch.g <= self.d.epoch.g;
+        if still_mine && !matches!(body.role, LiveRole::Prim | LiveRole::Alone | LiveRole::Frozen) {
+            // It has not taken over, and hears us: it cannot from now on without new evidence.
+            self.replaced = false;
+        }
         match self.phase {
             Phase::Frozen { .. } => {
                 let gone_on = matches!(body.role, LiveRole::Alone | LiveRole::Prim | LiveRole::Frozen)
@@ -240,11 +245,7 @@ impl Cluster {
                     self.session_lost(now);
                 }
             }
-            Phase::Leaving { aim, deadline, ticket } => {
-                if now >= deadline {
-                    self.left(now, aim, ticket);
-                }
-            }
+            Phase::Leaving { .. } => self.settle_leaving(now),
             Phase::Stopped | Phase::Second { .. } | Phase::Broken { .. } => {}
         }
         self.settle_operator(now);
@@ -310,13 +311,12 @@ impl Cluster {
             Phase::Prim { standby: true, stable_since: Some(since) } if self.wants_failback() => {
                 due(Some(*since + self.config.stable_for));
             }
-            Phase::Handover { deadline, .. }
-            | Phase::Handed { deadline, .. }
-            | Phase::Leaving { deadline, .. } => {
+            Phase::Handover { deadline, .. } | Phase::Handed { deadline, .. } => {
                 due(Some(*deadline));
             }
             _ => {}
         }
+        due(self.leave_by());
         at
     }
 

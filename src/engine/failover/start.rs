@@ -35,7 +35,13 @@ impl Cluster {
         if self.phase != Phase::Stopped {
             return;
         }
-        self.persist_with(|d| d.stopped = false);
+        let boot = self.boot_id;
+        self.persist_with(|d| {
+            d.stopped = false;
+            if std::mem::take(&mut d.clean) && d.inconsistent.is_none() {
+                d.intact_boot = Some(boot);
+            }
+        });
         self.set_gate(Gate::ReadOnly);
         self.event(EventKind::Started);
         self.wait(now, Why::Peer);

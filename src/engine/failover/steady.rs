@@ -66,7 +66,16 @@ impl Cluster {
     pub(crate) fn eject(&mut self, now: Mono, damage: Damage) {
         let Some(epoch) = self.session() else { return };
         self.set_tombstone(None);
-        self.mark_inconsistent(damage, |_| {});
+        let prefix = matches!(damage, Damage::Apply { .. }) && self.eligible.is_some();
+        if prefix {
+            // Everything acknowledged is here; only what follows is not. Should the writer lose
+            // power before it has gone on alone, this is the copy that has it all.
+            self.eligible = None;
+            self.persist_with(|d| d.behind = true);
+        } else {
+            self.mark_inconsistent(damage, |_| {});
+        }
+        self.event(EventKind::Ejected { damage });
         self.send(PeerMessage::Ejected { epoch, damage });
         self.close_stream();
         self.wait(now, Why::Ejected);

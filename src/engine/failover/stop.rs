@@ -8,6 +8,8 @@ use crate::engine::peer::PeerMessage;
 
 /// Between two attempts to write the record: a disk that answers EIO at once must not be hammered.
 const RETRY: u64 = 5_000;
+/// Longest flush of a stop; past it the node stops all the same, and counts as crashed after a reboot.
+const FLUSH: u64 = 60_000;
 
 impl Cluster {
     /// Stop, whatever the phase; with an eligible standby the role goes there first.
@@ -24,9 +26,9 @@ impl Cluster {
                 }
             }
             Phase::Second { .. } => self.leave(now, aim, ticket),
-            Phase::Leaving { ticket: old, .. } => {
+            Phase::Leaving { ticket: old, taken, deadline, .. } => {
                 self.refuse(old, "SKC-E0406", "superseded by a stop");
-                self.phase = Phase::Leaving { aim, deadline: now + self.timers.timeout, ticket };
+                self.phase = Phase::Leaving { aim, deadline, taken, ticket };
                 if remember {
                     self.persist_with(|d| d.stopped = true);
                 }
@@ -49,26 +51,54 @@ impl Cluster {
         });
         self.send(PeerMessage::Leaving { epoch });
         self.close_stream();
-        self.phase = Phase::Leaving { aim, deadline: now + self.timers.timeout, ticket };
-    }
-
-    pub(crate) fn leave_taken(&mut self, now: Mono, _epoch: crate::base::Epoch) {
-        if let Phase::Leaving { aim, ticket, .. } = self.phase {
-            self.left(now, aim, ticket);
+        let deadline = now + self.timers.timeout;
+        self.phase = Phase::Leaving { aim, deadline, taken: false, ticket };
+        if self.intact() {
+            self.start_sync();
         }
     }
 
-    /// The peer knows, or had its time.
-    pub(crate) fn left(&mut self, now: Mono, aim: Aim, ticket: Option<Ticket>) {
+    pub(crate) fn leave_taken(&mut self, _epoch: crate::base::Epoch) {
+        if let Phase::Leaving { taken, .. } = &mut self.phase {
+            *taken = true;
+        }
+    }
+
+    /// Finishes when the peer knows (or had its time) and the tree is durable (or had its time).
+    /// A copy that was intact and is flushed stays intact over a reboot: it cannot lose anything any more.
+    pub(crate) fn settle_leaving(&mut self, now: Mono) {
+        let Phase::Leaving { aim, deadline, taken, ticket } = self.phase else { return };
+        let told = taken || now >= deadline;
+        let flushed = self.solid == Solid::Yes;
+        if !told || (self.intact() && !flushed && now < deadline + FLUSH) {
+            return;
+        }
         if aim == Aim::SickDisk {
             self.mark_inconsistent(Damage::Sync, |_| {});
             self.wait(now, Why::Tree);
             return self.greet(now);
         }
+        if self.intact() && flushed {
+            self.persist_with(|d| d.clean = true);
+        }
         self.phase = Phase::Stopped;
         self.event(EventKind::Stopped);
         self.done(ticket);
         self.greet(now);
+    }
+
+    /// When `settle_leaving` has something to do at the latest.
+    pub(crate) fn leave_by(&self) -> Option<Mono> {
+        match self.phase {
+            Phase::Leaving { deadline, taken: false, .. } if !self.told_by(deadline) => Some(deadline),
+            Phase::Leaving { deadline, .. } => Some(deadline + FLUSH),
+            _ => None,
+        }
+    }
+
+    /// The deadline for the peer's answer has passed already.
+    fn told_by(&self, deadline: Mono) -> bool {
+        self.stepped >= deadline
     }
 
     /// Stop without anyone to hand over to. `alone` stays on record: this node may start again by it.
@@ -83,12 +113,17 @@ impl Cluster {
         self.close_stream();
         self.eligible = None;
         self.probing = crate::engine::cluster::Probing::default();
-        self.solid = Solid::No;
-        if self.phase != Phase::Stopped {
-            self.event(EventKind::Stopped);
+        if self.phase == Phase::Stopped {
+            return self.done(ticket);
         }
-        self.phase = Phase::Stopped;
-        self.done(ticket);
+        if matches!(self.phase, Phase::Alone { .. } | Phase::Prim { .. } | Phase::Handover { .. }) {
+            // It was writable until now.
+            self.solid = Solid::No;
+        }
+        self.phase = Phase::Leaving { aim: Aim::Stop { remember }, deadline: now, taken: true, ticket };
+        if self.intact() {
+            self.start_sync();
+        }
         self.greet(now);
     }
 
@@ -131,10 +166,14 @@ impl Cluster {
                 if let Phase::Broken { run: Some(run), .. } = self.phase {
                     if run == token {
                         self.wait(now, Why::Peer);
+                        self.heard = self.link.as_ref().map(|_| now);
+                        self.greet(now);
                     }
                 }
             }
-            Input::LinkUp { link } => self.emit(Effect::CloseLink(link)),
+            input @ (Input::LinkUp { .. } | Input::LinkDown { .. } | Input::Peer { .. }) => {
+                self.listen_only(input)
+            }
             Input::Operator { ticket, .. } | Input::Shutdown { ticket } => {
                 self.refuse(Some(ticket), "SKC-E0401", "the fencing record cannot be written; see status");
             }

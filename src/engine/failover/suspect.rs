@@ -14,6 +14,7 @@ impl Cluster {
         let token = self.token();
         // The driver reports at the end of the window; half of another is for its own scheduling.
         let overdue = now + self.timers.window + self.timers.window / 2;
+        self.probing.began = now;
         self.probing.run = Some((token, overdue));
         self.probing.at = None;
         self.emit(Effect::StartProbe { token, window: self.timers.window });
@@ -57,19 +58,20 @@ impl Cluster {
         if holds { lost + self.timers.hold } else { lost }
     }
 
+    /// Rounds follow each other without a gap from the loss to the end of the hold. One without the
+    /// witness means that this node may have been cut off while the standby looked, and was replaced: it
+    /// may not go on by rule any more, not even when the witness is back.
     fn frozen_probe(&mut self, now: Mono, lost: Mono, result: ProbeResult) {
-        let lone_at = self.lone_at(lost);
         self.probing.no_witness = result.witness == WitnessState::Unreachable;
         if self.probing.no_witness {
-            // Cut off from the world: whoever is not may take the address.
+            // Whoever is not cut off from the world may take the address.
+            self.replaced = true;
             self.drop_vips();
-            self.probing.at = Some(now + self.timers.window);
-        } else if now >= lone_at && self.may_go_alone() {
+        } else if now >= self.lone_at(lost) && self.may_go_alone() {
             self.decide(now, How::Rule, None);
         } else {
-            // One more look, so that it ends when the hold does.
-            let last_look = Mono(lone_at.0.saturating_sub(self.timers.window));
-            self.probing.at = Some(if now < last_look { last_look } else { lone_at });
+            let started = self.probing.began;
+            self.probing.at = Some((started + self.timers.window).max(now));
         }
     }
 
