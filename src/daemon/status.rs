@@ -39,8 +39,8 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
             .collect(),
         services: items.services.into_iter().map(item).collect(),
         checkers: items.checkers.into_iter().map(item).collect(),
+        reasons: reasons(view, &items.directories, figures.failure),
         directories: items.directories.into_iter().map(item).collect(),
-        reasons: reasons(view, figures.failure),
         command: view.command.as_ref().map(|c| command_line(c, &unit.id.0, &names(&spec))),
         resync: figures.resync,
         peer: peer(node, &spec, figures.peer_role),
@@ -73,9 +73,18 @@ fn command_line(command: &str, cluster: &str, nodes: &[String]) -> String {
 }
 
 /// The core's reasons, and the error of the data path behind them.
-fn reasons(view: &crate::engine::View, failure: Option<String>) -> Vec<Reason> {
+fn reasons(
+    view: &crate::engine::View,
+    directories: &[(String, String, String)],
+    failure: Option<String>,
+) -> Vec<Reason> {
     let core = view.reasons.iter().map(|r| Reason { code: r.code.clone(), text: r.text.clone() });
-    core.chain(failure.map(|text| Reason { code: "SKC-E4001".to_owned(), text })).collect()
+    let unusable = directories
+        .iter()
+        .filter(|(_, state, note)| state != "mounted" && !note.is_empty())
+        .map(|(path, _, note)| Reason { code: "SKC-E3001".to_owned(), text: format!("{path}: {note}") });
+    let failed = failure.map(|text| Reason { code: "SKC-E4001".to_owned(), text });
+    core.chain(unusable).chain(failed).collect()
 }
 
 fn peer(node: &Node, spec: &crate::spec::ClusterSpec, role: String) -> PeerStatus {

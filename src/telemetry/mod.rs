@@ -13,7 +13,7 @@ use tracing_subscriber::fmt::MakeWriter;
 pub const FILTER_VARIABLE: &str = "SKC_LOG";
 
 /// What is logged when nothing is said: our state changes, and warnings of libraries.
-const DEFAULT_FILTER: &str = "warn,skc=info";
+const DEFAULT_FILTER: &str = "warn,skc=info,netlink_packet_route=error";
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 
 use skc::base::{ClusterId, Epoch, Generation, Volume};
 use skc::ports::{Admission, Errno, Gate, LocalSync, PendingReply, Replicator, ReplySink};
-use skc::proto::fsop::Time;
 use skc::proto::frame::{self, FrameBuf, Kind};
+use skc::proto::fsop::Time;
 use skc::proto::stream::{OpFrame, Plan, Reply, Resync, StreamHello, Welcome};
 use skc::proto::{Attr, FileId, FsOp};
 use skc::replica::{DataConn, Event, EventSink, Primary, Standby, primary, standby};
@@ -336,11 +336,7 @@ impl Mirror {
     }
 
     /// fsync whose local half calls `before` on the pool first.
-    pub fn fsync_by(
-        &self,
-        path: &str,
-        before: impl FnOnce() -> Result<(), Errno> + Send + 'static,
-    ) -> Res {
+    pub fn fsync_by(&self, path: &str, before: impl FnOnce() -> Result<(), Errno> + Send + 'static) -> Res {
         let id = self.resolve(path)?;
         self.admitted(|ticket| {
             let _ns = self.tree.ns_shared();

@@ -102,6 +102,7 @@ impl Volumes {
                 return Err(format!("{}: {}", unit.path.display(), unit.note));
             };
             if unit.mount.is_none() {
+                unit.note = bypassing(&unit.path);
                 match Mount::new(tree.clone(), replicator.clone(), &unit.path) {
                     Ok(mount) => unit.mount = Some(mount),
                     Err(error) => {
@@ -157,6 +158,19 @@ impl Volumes {
             }
         }
     }
+}
+
+/// Processes that hold the directory open from before the mount write past the mirror.
+fn bypassing(path: &Path) -> String {
+    let holders = fuse::holders::find(path);
+    let Some(first) = holders.first() else { return String::new() };
+    tracing::warn!(
+        path = %path.display(), count = holders.len(), first = first.name, pid = first.pid, error_code = "SKC-E3006",
+        "processes hold the directory open from before the mount; what they write there is not replicated"
+    );
+    let list: Vec<String> =
+        holders.iter().take(5).map(|h| format!("{} ({}, {})", h.name, h.pid, h.how)).collect();
+    format!("held open from before the mount, restart them: {}", list.join(", "))
 }
 
 fn record_name(cluster: &ClusterId, volume: Volume) -> String {
