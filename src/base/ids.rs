@@ -24,6 +24,7 @@ pub enum NodeId {
 
 impl NodeId {
     /// The other node of the pair.
+    #[must_use]
     pub const fn peer(self) -> Self {
         match self {
             Self::A => Self::B,

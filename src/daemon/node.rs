@@ -219,7 +219,9 @@ impl Node {
                 for cluster in want {
                     self.send(&Envelope::SpecWant(cluster));
                 }
-                send.iter().for_each(|cluster| self.send_spec(cluster));
+                for cluster in &send {
+                    self.send_spec(cluster);
+                }
             }
             Ok(Envelope::SpecWant(cluster)) => self.send_spec(&cluster),
             Ok(Envelope::SpecPut { stamp, text }) => {
@@ -247,10 +249,13 @@ impl Node {
 
     fn data(&self, hello: &[u8], conn: crate::link::DataConn) {
         match rmp_serde::from_slice::<super::cluster::DataHello>(hello) {
-            Ok(hello) => match self.unit(&hello.cluster) {
-                Some(unit) => unit.accept(hello.epoch, conn),
-                None => tracing::warn!(cluster = %hello.cluster, "a data connection for an unknown cluster"),
-            },
+            Ok(hello) => {
+                if let Some(unit) = self.unit(&hello.cluster) {
+                    unit.accept(hello.epoch, conn)
+                } else {
+                    tracing::warn!(cluster = %hello.cluster, "a data connection for an unknown cluster")
+                }
+            }
             Err(error) => tracing::warn!(%error, "the greeting of a data connection is not understood"),
         }
     }

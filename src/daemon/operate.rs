@@ -190,7 +190,10 @@ async fn events(
     for event in history {
         let _ = more.send(serde_json::to_value(&*event).unwrap_or_default()).await;
     }
-    while follow {
+    if !follow {
+        return Ok(Value::Null);
+    }
+    loop {
         let item = tokio::select! {
             biased; // a client that went away ends the stream
             () = more.closed() => break,

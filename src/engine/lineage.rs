@@ -155,10 +155,11 @@ fn rows(a: &Hello, b: &Hello, rules: Rules) -> (u8, Choice) {
         }
     }
     // 12: replay.
-    if a.intact && b.intact {
-        if let Some(choice) = replay(a, b).or_else(|| replay(b, a)) {
-            return (12, choice);
-        }
+    if a.intact
+        && b.intact
+        && let Some(choice) = replay(a, b).or_else(|| replay(b, a))
+    {
+        return (12, choice);
     }
     // 13, 14: the last primary, else the higher session (a hand-over broke off), else the lower id.
     let row = if a.intact && b.intact { 13 } else { 14 };

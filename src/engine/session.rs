@@ -258,9 +258,7 @@ impl Cluster {
         }
         let Some(link) = &mut self.link else { return };
         link.got = Some(hello);
-        if !open {
-            self.greet(now);
-        } else {
+        if open {
             if let Some(link) = &mut self.link {
                 link.shake = Shake::Greeting;
             }
@@ -268,6 +266,8 @@ impl Cluster {
             if !self.refresh_hello(now) {
                 self.evaluate(now);
             }
+        } else {
+            self.greet(now);
         }
     }
 
@@ -331,9 +331,9 @@ impl Cluster {
         self.failover_id = failover_id(verdict.epoch);
         self.event(EventKind::Agreed { row: verdict.row, source_here: source == self.me, plan: Some(plan) });
         if source == self.me {
-            self.begin_source(now, verdict, plan)
+            self.begin_source(now, verdict, plan);
         } else {
-            self.begin_target(now, verdict, plan)
+            self.begin_target(now, verdict, plan);
         }
     }
 

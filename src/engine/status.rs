@@ -105,13 +105,13 @@ impl Cluster {
             TreeState::Unknown => say("SKC-R0101", "the directory has not been looked at yet".into()),
             TreeState::Missing => say("SKC-R0102", "the directory is missing".into()),
             TreeState::Replaced => {
-                say("SKC-R0103", "another directory or file system is at the path than before".into())
+                say("SKC-R0103", "another directory or file system is at the path than before".into());
             }
             TreeState::EmptyWhereNotEmpty => {
                 say("SKC-R0104", "the directory is empty although it was not: is its volume mounted?".into());
             }
             TreeState::DiskError => {
-                say("SKC-R0105", "the disk returns errors or does not answer in time".into())
+                say("SKC-R0105", "the disk returns errors or does not answer in time".into());
             }
         }
         if self.decided.is_some() {
@@ -119,7 +119,7 @@ impl Cluster {
         }
         match &self.phase {
             Phase::Broken { .. } => {
-                say("SKC-R0201", "the fencing record cannot be written; tried again every 5 s".into())
+                say("SKC-R0201", "the fencing record cannot be written; tried again every 5 s".into());
             }
             Phase::Wait { why, .. } => say(why_code(*why), why_text(*why).to_owned()),
             Phase::Lost { lost: None, .. } => say(
@@ -130,17 +130,20 @@ impl Cluster {
                 say("SKC-R0302", "the primary is silent; failover is manual or paused, or the level leaves it to the operator".into());
             }
             Phase::Lost { lost: Some(_), .. } => {
-                say("SKC-R0303", "the primary is silent; probing before promotion".into())
+                say("SKC-R0303", "the primary is silent; probing before promotion".into());
             }
             Phase::Frozen { lost: None, .. } => {
-                say("SKC-R0304", "the session to the standby is lost: writes wait while it reconnects".into())
+                say(
+                    "SKC-R0304",
+                    "the session to the standby is lost: writes wait while it reconnects".into(),
+                );
             }
             Phase::Frozen { lost: Some(_), .. } => {
                 say("SKC-R0305", "the standby is silent: writes wait until this node may go on alone".into());
             }
             Phase::Second { ready: false, .. } => say("SKC-R0306", "being resynced".into()),
             Phase::Alone { .. } if self.session().is_some() => {
-                say("SKC-R0308", "the standby is being resynced".into())
+                say("SKC-R0308", "the standby is being resynced".into());
             }
             Phase::Alone { .. } => say("SKC-R0309", "no standby".into()),
             Phase::Handover { .. } | Phase::Handed { .. } => say("SKC-R0310", "handing over".into()),
@@ -148,10 +151,10 @@ impl Cluster {
             Phase::Prim { standby: false, .. } => say("SKC-R0312", "the standby is settling".into()),
             Phase::Stopped | Phase::Prim { .. } | Phase::Second { .. } => {}
         }
-        if let Some(Shake::Idle(kind)) = self.link.as_ref().map(|l| &l.shake) {
-            if let Some((code, text)) = idle_reason(kind) {
-                say(code, text.to_owned());
-            }
+        if let Some(Shake::Idle(kind)) = self.link.as_ref().map(|l| &l.shake)
+            && let Some((code, text)) = idle_reason(kind)
+        {
+            say(code, text.to_owned());
         }
         if let Some(Shake::Disagree { .. }) = self.link.as_ref().map(|l| &l.shake) {
             say(
@@ -228,10 +231,8 @@ impl Cluster {
 
     fn outlook(&self) -> FailoverOutlook {
         let no = |why: &str| FailoverOutlook { yes: false, why: why.to_owned() };
-        let ready = match self.phase {
-            Phase::Prim { standby: true, .. } | Phase::Second { ready: true, .. } => true,
-            _ => false,
-        };
+        let ready =
+            matches!(self.phase, Phase::Prim { standby: true, .. } | Phase::Second { ready: true, .. });
         if self.config.level == Level::L0 {
             no("level L0: the operator decides")
         } else if self.config.mode == Mode::Manual {

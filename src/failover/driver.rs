@@ -234,7 +234,7 @@ impl<W: World> Driver<W> {
                 tracing::error!(code = event.kind.code(), kind = ?event.kind, epoch = %event.epoch, "cluster event");
             }
             _ => {
-                tracing::info!(code = event.kind.code(), kind = ?event.kind, epoch = %event.epoch, "cluster event")
+                tracing::info!(code = event.kind.code(), kind = ?event.kind, epoch = %event.epoch, "cluster event");
             }
         }
         self.world.event(event);

@@ -79,7 +79,7 @@ impl Volumes {
                 match open(&self.state, &record, &unit.path) {
                     Ok((backing, state)) => {
                         unit.state = state;
-                        unit.note = note(state).to_owned();
+                        note(state).clone_into(&mut unit.note);
                         if matches!(state, TreeState::Ok { .. }) {
                             unit.tree = Some(Arc::new(Tree::new(unit.index, backing)));
                         }

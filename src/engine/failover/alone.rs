@@ -114,10 +114,10 @@ impl Cluster {
     }
 
     pub(crate) fn synced(&mut self, now: Mono, token: Token, ok: bool) {
-        if let Phase::Second { ready: false, syncing: Some(run) } = self.phase {
-            if run == token {
-                return if ok { self.become_up_to_date(now) } else { self.eject(now, Damage::Sync) };
-            }
+        if let Phase::Second { ready: false, syncing: Some(run) } = self.phase
+            && run == token
+        {
+            return if ok { self.become_up_to_date(now) } else { self.eject(now, Damage::Sync) };
         }
         if self.solid != Solid::Running(token) {
             return;
@@ -134,7 +134,7 @@ impl Cluster {
         let shake = self.link.as_ref().map(|l| l.shake.clone());
         match shake {
             Some(Shake::SourceSync { verdict, token: run, .. }) if run == token => {
-                self.source_synced(now, verdict)
+                self.source_synced(now, verdict);
             }
             _ => {}
         }

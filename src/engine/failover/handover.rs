@@ -95,12 +95,12 @@ impl Cluster {
     }
 
     pub(crate) fn token_taken(&mut self, _now: Mono, epoch: Epoch) {
-        if let (Phase::Handed { ticket, .. }, Some(session)) = (self.phase.clone(), self.session()) {
-            if session == epoch {
-                self.phase = Phase::Second { ready: true, syncing: None };
-                self.event(EventKind::HandedOver);
-                self.done(ticket);
-            }
+        if let (Phase::Handed { ticket, .. }, Some(session)) = (self.phase.clone(), self.session())
+            && session == epoch
+        {
+            self.phase = Phase::Second { ready: true, syncing: None };
+            self.event(EventKind::HandedOver);
+            self.done(ticket);
         }
     }
 

@@ -110,10 +110,10 @@ impl Cluster {
         if matches!(self.decided, Some((How::Rule, _))) {
             self.undecide();
         }
-        if let Phase::Frozen { lost, .. } | Phase::Lost { lost, .. } = &mut self.phase {
-            if lost.take().is_some() {
-                self.probing = crate::engine::cluster::Probing::default();
-            }
+        if let Phase::Frozen { lost, .. } | Phase::Lost { lost, .. } = &mut self.phase
+            && lost.take().is_some()
+        {
+            self.probing = crate::engine::cluster::Probing::default();
         }
     }
 
@@ -291,7 +291,7 @@ impl Cluster {
         due(self.adopt.map(|adopt| adopt.until));
         match &self.phase {
             Phase::Wait { cold_at, .. } if self.may_start_cold() && self.probing.run.is_none() => {
-                due(Some(*cold_at))
+                due(Some(*cold_at));
             }
             Phase::Frozen { since, lost } => {
                 let patience = if self.decided.is_some() { crate::engine::timers::SYNC_MAX } else { 0 };
@@ -326,7 +326,7 @@ impl Cluster {
         self.freeze(now);
         match aim {
             Aim::Swap => {
-                self.refuse(ticket, "SKC-E0404", "the session to the standby was lost; the role stayed here")
+                self.refuse(ticket, "SKC-E0404", "the session to the standby was lost; the role stayed here");
             }
             Aim::Stop { remember } => self.stop_now(now, remember, ticket),
             Aim::SickDisk => {}

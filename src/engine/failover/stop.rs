@@ -163,16 +163,16 @@ impl Cluster {
                 self.phase = Phase::Broken { retry_at: now + RETRY, run: None };
             }
             Input::Synced { token, .. } => {
-                if let Phase::Broken { run: Some(run), .. } = self.phase {
-                    if run == token {
-                        self.wait(now, Why::Peer);
-                        self.heard = self.link.as_ref().map(|_| now);
-                        self.greet(now);
-                    }
+                if let Phase::Broken { run: Some(run), .. } = self.phase
+                    && run == token
+                {
+                    self.wait(now, Why::Peer);
+                    self.heard = self.link.as_ref().map(|_| now);
+                    self.greet(now);
                 }
             }
             input @ (Input::LinkUp { .. } | Input::LinkDown { .. } | Input::Peer { .. }) => {
-                self.listen_only(input)
+                self.listen_only(input);
             }
             Input::Operator { ticket, .. } | Input::Shutdown { ticket } => {
                 self.refuse(Some(ticket), "SKC-E0401", "the fencing record cannot be written; see status");
@@ -183,10 +183,8 @@ impl Cluster {
             }
             Input::LocalTree(tree) => self.tree = tree,
             Input::Services(state) => self.services = state,
-            Input::StreamClosed { token, .. } => {
-                if self.closing == Some(token) {
-                    self.closing = None;
-                }
+            Input::StreamClosed { token, .. } if self.closing == Some(token) => {
+                self.closing = None;
             }
             _ => {}
         }

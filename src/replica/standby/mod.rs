@@ -350,12 +350,11 @@ impl Standby {
             }
             std::thread::park_timeout(Duration::from_millis(1));
         }
-        match current.thread.join() {
-            Ok(tables) => *lock(&self.tables) = Some(tables),
-            Err(_) => {
-                tracing::error!("the apply thread panicked");
-                self.shared.set_applied(None);
-            }
+        if let Ok(tables) = current.thread.join() {
+            *lock(&self.tables) = Some(tables)
+        } else {
+            tracing::error!("the apply thread panicked");
+            self.shared.set_applied(None);
         }
         true
     }

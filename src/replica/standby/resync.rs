@@ -66,12 +66,11 @@ impl Apply {
                     return Err(protocol("parts of two directories are mixed, or too many entries"));
                 }
                 parts.2.extend(entries);
-                match end {
-                    Some((attr, xattrs)) => self.directory(v, id, &parts.2, &attr, &xattrs),
-                    None => {
-                        self.dir_parts = Some(parts);
-                        Ok(())
-                    }
+                if let Some((attr, xattrs)) = end {
+                    self.directory(v, id, &parts.2, &attr, &xattrs)
+                } else {
+                    self.dir_parts = Some(parts);
+                    Ok(())
                 }
             }
             Resync::Hash { volume, id, offset, length, holes, digests } => {
