@@ -251,9 +251,9 @@ impl Node {
         match rmp_serde::from_slice::<super::cluster::DataHello>(hello) {
             Ok(hello) => {
                 if let Some(unit) = self.unit(&hello.cluster) {
-                    unit.accept(hello.epoch, conn)
+                    unit.accept(hello.epoch, conn);
                 } else {
-                    tracing::warn!(cluster = %hello.cluster, "a data connection for an unknown cluster")
+                    tracing::warn!(cluster = %hello.cluster, "a data connection for an unknown cluster");
                 }
             }
             Err(error) => tracing::warn!(%error, "the greeting of a data connection is not understood"),

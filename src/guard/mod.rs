@@ -20,7 +20,7 @@
 //! * The worker and the programs of services get SIGKILL from the kernel when the guard dies. Grandchildren do not:
 //!   the next guard kills them by the mark in their environment.
 //!
-//! Entry points: [`run`] for the guard's side, [`client::Guard`] for the worker's.
+//! Entry points: [`run()`] for the guard's side, [`client::Guard`] for the worker's.
 
 pub mod client;
 mod command;

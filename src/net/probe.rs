@@ -105,7 +105,7 @@ const NOTHING_TO_ASK: &str = "no address configured";
 /// Probes virtual IPs, peer addresses and witnesses in parallel, three times within `window`.
 ///
 /// Ends as soon as a virtual IP or the peer answered and the witness is known, else when the window is
-/// over. An overrun by more than [`OVERRUN`] makes silence `Unknown`.
+/// over. An overrun by more than `OVERRUN` makes silence `Unknown`.
 ///
 /// # Cancel safety
 /// Dropping it closes its sockets.

@@ -2,7 +2,7 @@
 //!
 //! Threads: the file system's workers call [`Replicator`]; one ack reader a connection; one helper
 //! (parked requests, stall watch); the fsync pool; during a resync the pump. Lock order: gate ->
-//! tree's `ns` -> tree's stripe -> [`core::Core`] -> inode table, wire.
+//! tree's `ns` -> tree's stripe -> `core::Core` -> inode table, wire.
 //!
 //! Invariants: a frame enters the stream while the caller still holds the locks under which the
 //! operation was applied, so stream order = order of effect; no reply under `Replicated` is sent

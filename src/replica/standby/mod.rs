@@ -351,7 +351,7 @@ impl Standby {
             std::thread::park_timeout(Duration::from_millis(1));
         }
         if let Ok(tables) = current.thread.join() {
-            *lock(&self.tables) = Some(tables)
+            *lock(&self.tables) = Some(tables);
         } else {
             tracing::error!("the apply thread panicked");
             self.shared.set_applied(None);
