@@ -58,6 +58,14 @@ pub enum WireError {
     QueueFull(usize),
 }
 
+impl WireError {
+    /// Did only the time end that [`WireReader::set_timeout`] set?
+    pub fn is_timeout(&self) -> bool {
+        let timed_out = |kind| matches!(kind, io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        matches!(self, Self::Io { op: "read", source } if timed_out(source.kind()))
+    }
+}
+
 fn io_err(op: &'static str) -> impl FnOnce(io::Error) -> WireError {
     move |source| WireError::Io { op, source }
 }

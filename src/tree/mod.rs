@@ -28,6 +28,7 @@ use crate::proto::FileId;
 use crate::sys::backing::{Backing, FileHandle};
 use crate::sys::file::{self, Stat};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Directory in the backing root that holds the mirror's own things (limbo, quarantine).
@@ -61,6 +62,7 @@ pub struct Tree {
     /// The namespace lock, see the module's documentation; taken by [`Tree::ns_shared`] and
     /// [`Tree::ns_exclusive`].
     pub ns: RwLock<()>,
+    distrusted: AtomicBool,
     stripes: [Mutex<()>; STRIPES],
 }
 
@@ -91,8 +93,26 @@ impl Tree {
             backing,
             inodes,
             ns: RwLock::new(()),
+            distrusted: AtomicBool::new(false),
             stripes: std::array::from_fn(|_| Mutex::new(())),
         }
+    }
+
+    /// A sync failed: the page cache may show what never reached the disk (after a failed write-back
+    /// the kernel calls its pages clean). Until a compare has made it good nothing may be concluded
+    /// from cached pages.
+    pub fn distrust_cache(&self) {
+        self.distrusted.store(true, Ordering::Release);
+    }
+
+    /// The tree was compared with the disk and synced.
+    pub fn trust_cache(&self) {
+        self.distrusted.store(false, Ordering::Release);
+    }
+
+    /// Did a sync fail since the last complete compare?
+    pub fn is_cache_distrusted(&self) -> bool {
+        self.distrusted.load(Ordering::Acquire)
     }
 
     /// The namespace lock, shared. A panic elsewhere does not poison it: it guards order, not data.

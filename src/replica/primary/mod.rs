@@ -306,7 +306,11 @@ impl Drop for Primary {
     fn drop(&mut self) {
         self.inner.disconnect(Duration::from_secs(2));
         // Whatever still waits is not acknowledged: EIO.
-        let _ = self.set_gate(Gate::Shut, Duration::from_secs(1));
+        if self.set_gate(Gate::Shut, Duration::from_secs(1)).is_err() {
+            // The old gate is still in force. What is parked asks for admission once more when the
+            // helper ends, and must be refused then, not parked again for ever.
+            self.inner.overrun.store(true, Ordering::Release);
+        }
         lock(&self.inner.parked).closed = true;
         self.inner.parked_wake.notify_all();
     }
@@ -360,6 +364,7 @@ impl Inner {
         self.pool.run(Box::new(move || {
             let result = local();
             if let Err(errno) = result {
+                me.trees.iter().for_each(|tree| tree.distrust_cache());
                 (me.events)(Event::LocalDiskError { errno: errno.0 });
             }
             done(&me, result);

@@ -173,7 +173,12 @@ impl Pump {
                     end = Some(self.send(&Resync::End, &[], &[], 0)?);
                     done = false;
                 }
-                Some(seq) if !done && self.inbox.read(|s| s.synced >= seq) => {
+                // The target sends what it asked for before this answer: with nothing here there is
+                // nothing on the way either.
+                Some(seq)
+                    if !done
+                        && self.inbox.read(|s| s.synced >= seq && s.redo.is_empty() && s.want.is_empty()) =>
+                {
                     done = true;
                     self.figures();
                     let (epoch, progress) = (self.epoch, self.progress);

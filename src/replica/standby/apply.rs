@@ -25,6 +25,10 @@ const ACK_EVERY: u64 = 64;
 const REPORT: Duration = Duration::from_secs(1);
 /// The driver syncs and persists before it releases the marker; a driver that is gone ends us.
 const MARKER_WAIT: Duration = Duration::from_secs(600);
+/// In a resync a sync may take this many times as long: it waits for everything the resync wrote.
+const RESYNC_SYNCS: u32 = 10;
+/// The reader wakes this often to look at the syncs.
+pub(super) const TICK: Duration = Duration::from_secs(1);
 
 /// Why the thread ends.
 pub(super) enum End {
@@ -86,8 +90,13 @@ impl Apply {
             if let Err(end) = self.flush(true) {
                 break end;
             }
-            if let Err(e) = wire.fill(&mut buf) {
-                break e.into();
+            if let Err(end) = self.look_at_syncs() {
+                break end;
+            }
+            match wire.fill(&mut buf) {
+                Ok(_) => {}
+                Err(e) if e.is_timeout() => {}
+                Err(e) => break e.into(),
             }
         };
         self.ended(end);
@@ -185,6 +194,17 @@ impl Apply {
         Ok(())
     }
 
+    /// Ends the stream if the disk answers no more. In a resync a sync may have all of it to write.
+    fn look_at_syncs(&self) -> Result<(), End> {
+        let factor = if self.lenient { RESYNC_SYNCS } else { 1 };
+        match self.shared.syncs.oldest() {
+            Some(age) if age > self.shared.cfg.sync_stall * factor => {
+                Err(End::Apply(Errno(libc::ETIMEDOUT), "fsync".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn was_unlinked(&self, v: usize, op: &FsOp) -> bool {
         ops::inode_of(op).and_then(|id| self.tables[v].node(id)).is_some_and(|n| n.unlinked)
     }
@@ -195,6 +215,7 @@ impl Apply {
         let data_only = matches!(op, FsOp::Fsync { data_only: true, .. });
         let fd = ops::inode_of(op).map(|id| self.tables[v].for_sync(id));
         let (shared, writer, epoch) = (Arc::clone(&self.shared), Arc::clone(&self.writer), self.epoch);
+        let id = shared.syncs.begin();
         self.shared.pool.run(Box::new(move || {
             let result = match fd {
                 Some(Ok(fd)) if data_only => file::data_sync(fd.as_fd()),
@@ -203,7 +224,7 @@ impl Apply {
                 Some(Err(Errno(libc::ESTALE | libc::EINVAL))) | None => Ok(()),
                 Some(Err(errno)) => Err(errno),
             };
-            shared.sync_done(&writer, epoch, seq, result);
+            shared.sync_done(id, &writer, epoch, seq, result);
         }));
     }
 
@@ -238,6 +259,9 @@ impl Apply {
         }
         drop(released);
         self.lenient = false;
+        self.shared.syncs.restart();
+        // Compared with the disk, and the driver has synced before it released us.
+        self.tables.iter().for_each(|t| t.tree.trust_cache());
         self.quarantines.clear();
         for (v, id) in std::mem::take(&mut self.forgotten) {
             self.tables[v].unbind(id);
@@ -263,7 +287,7 @@ impl Apply {
         }
     }
 
-    fn flush(&mut self, ack: bool) -> Result<(), End> {
+    pub(super) fn flush(&mut self, ack: bool) -> Result<(), End> {
         self.report(false);
         if ack && self.seq > self.acked {
             self.reply(&Reply::Ack { applied: self.seq });

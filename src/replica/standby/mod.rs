@@ -14,6 +14,7 @@ mod lenient;
 mod ops;
 mod quarantine;
 mod resync;
+mod syncs;
 mod table;
 
 use crate::base::{ClusterId, Epoch};
@@ -45,6 +46,9 @@ pub struct Config {
     pub sync_threads: usize,
     /// A connection without a hello for this long is given up.
     pub hello_timeout: Duration,
+    /// A sync that takes longer is a disk that hangs: the stream ends with ETIMEDOUT. Ten times as long
+    /// in a resync. Far beyond a slow disk's worst second, below what the primary waits.
+    pub sync_stall: Duration,
     /// What a resync keeps.
     pub quarantine: QuarantineLimits,
 }
@@ -56,6 +60,7 @@ impl Config {
             cluster,
             sync_threads: 4,
             hello_timeout: Duration::from_secs(10),
+            sync_stall: Duration::from_secs(30),
             quarantine: QuarantineLimits::default(),
         }
     }
@@ -87,7 +92,9 @@ struct Position {
 pub(in crate::replica) struct Shared {
     cfg: Config,
     events: EventSink,
+    trees: Vec<Arc<Tree>>,
     pool: SyncPool,
+    syncs: syncs::Syncs,
     position: Mutex<Position>,
     closing: AtomicBool,
     /// A sync failed: apply nothing more.
@@ -107,8 +114,20 @@ impl Shared {
 
     /// A sync of the pool ended. A failure makes the tree unusable: it is never retried, because a
     /// second try would succeed without the lost pages.
-    fn sync_done(&self, writer: &WireWriter, epoch: Epoch, seq: u64, result: Result<(), Errno>) {
+    fn sync_done(
+        &self,
+        id: syncs::SyncId,
+        writer: &WireWriter,
+        epoch: Epoch,
+        seq: u64,
+        result: Result<(), Errno>,
+    ) {
+        self.syncs.end(id);
         let errno = result.err().map_or(0, |e| e.0);
+        if errno != 0 {
+            // Before anybody can open the next stream. It may be a late answer to an older one.
+            self.trees.iter().for_each(|tree| tree.distrust_cache());
+        }
         let mut out = Vec::new();
         if frame::encode_into(&mut out, Kind::Reply, 0, epoch, &Reply::SyncAck { seq, errno }, &[]).is_ok() {
             // A closed connection is reported by the apply thread.
@@ -147,7 +166,9 @@ impl Standby {
         let shared = Arc::new(Shared {
             cfg,
             events,
+            trees: trees.clone(),
             pool,
+            syncs: syncs::Syncs::default(),
             position: Mutex::default(),
             closing: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -163,8 +184,11 @@ impl Standby {
         })
     }
 
-    /// Last applied position, if known.
+    /// Last applied position, if known, and if what the disk holds of it is.
     pub fn applied(&self) -> Option<u64> {
+        if self.trees.iter().any(|tree| tree.is_cache_distrusted()) {
+            return None;
+        }
         lock(&self.shared.position).applied
     }
 
@@ -209,21 +233,27 @@ impl Standby {
                 return Err(AcceptError::Refused(reason));
             }
         };
+        let lenient = matches!(plan, Plan::Resync { .. });
+        let quarantines =
+            if plan == (Plan::Resync { quarantine: true }) { self.quarantines() } else { Vec::new() };
+        wire.set_timeout(Some(apply::TICK))?;
+        let mut running = lock(&self.running);
+        if self.turn() != turn || running.is_some() {
+            return Err(AcceptError::Refused("closed meanwhile".into()));
+        }
+        writer.send(&out)?;
+        // From here on only the thread may fail to start: the bindings are not lost with a connection.
         let kept = lock(&self.tables).take();
         let same = lock(&self.shared.position).stream == hello.stream;
         let tables = match kept {
             Some(tables) if same => tables,
             _ => self.trees.iter().map(|t| Table::new(Arc::clone(t))).collect(),
         };
-        let lenient = matches!(plan, Plan::Resync { .. });
-        let quarantines =
-            if plan == (Plan::Resync { quarantine: true }) { self.quarantines() } else { Vec::new() };
         *lock(&self.shared.position) = Position { stream: hello.stream, applied: Some(applied) };
         *lock(&self.shared.released) = None;
         self.shared.closing.store(false, Ordering::Release);
         self.shared.failed.store(false, Ordering::Release);
-        wire.set_timeout(None)?;
-        writer.send(&out)?;
+        self.shared.syncs.clear();
         let apply = Apply {
             shared: Arc::clone(&self.shared),
             tables,
@@ -240,15 +270,14 @@ impl Standby {
             acked: applied,
             reported: Instant::now(),
         };
-        let mut running = lock(&self.running);
-        if self.turn() != turn || running.is_some() {
-            return Err(AcceptError::Refused("closed meanwhile".into()));
-        }
         let thread = std::thread::Builder::new()
             .name(format!("apply-{}", self.shared.cfg.cluster))
             .stack_size(STACK)
             .spawn(move || apply.run(wire, buf))
-            .map_err(AcceptError::Thread)?;
+            .map_err(|error| {
+                self.shared.set_applied(None);
+                AcceptError::Thread(error)
+            })?;
         *running = Some(Running { writer, thread });
         Ok(())
     }
@@ -300,6 +329,9 @@ impl Standby {
         if matches!(plan, Plan::Resync { .. }) {
             return Ok(before);
         }
+        if self.trees.iter().any(|tree| tree.is_cache_distrusted()) {
+            return Err("a sync failed here since the last compare".into());
+        }
         let position = lock(&self.shared.position);
         let Some(applied) = position.applied else { return Err("the applied position is unknown".into()) };
         // Another stream has other names for everything: only without a single missing frame.
@@ -319,7 +351,8 @@ impl Standby {
 
     /// syncfs of every volume, through the descriptors held for life.
     pub fn sync(&self) -> Result<(), Errno> {
-        self.trees.iter().try_for_each(|tree| tree.backing.sync_fs())
+        let sync = |tree: &Arc<Tree>| tree.backing.sync_fs().inspect_err(|_| tree.distrust_cache());
+        self.trees.iter().try_for_each(sync)
     }
 
     /// Ends the stream. True: no frame of it will ever be applied or acknowledged; what was received
@@ -365,3 +398,6 @@ impl Drop for Standby {
         self.close(Duration::from_secs(2));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,7 +111,7 @@ impl Apply {
                 self.or_lost(v, id, result)
             }
             Resync::End => {
-                self.end();
+                self.end()?;
                 Ok(())
             }
         })
@@ -268,6 +268,9 @@ impl Apply {
         let fd = self.tables[v].data(id).map_err(at("open"))?;
         let fd = fd.as_fd();
         let end = offset + length;
+        if self.tables[v].tree.is_cache_distrusted() {
+            file::drop_cache(fd, offset, length.next_multiple_of(BLOCK)).map_err(at("drop the cache"))?;
+        }
         let size = file::stat(fd).map_err(at("stat"))?.size;
         let data = local::data_ranges(fd, offset, end.min(size)).map_err(at("holes"))?;
         let mut bytes = vec![0; length as usize];
@@ -381,16 +384,21 @@ impl Apply {
     }
 
     /// The source has nothing more: make what we have durable, so that the sync at the marker is short.
-    fn end(&mut self) {
-        self.asked = false;
+    fn end(&mut self) -> Result<(), End> {
         self.report(true);
+        // What was asked since the source looked must not be overtaken by the sync's answer, which
+        // would tell the source that nothing is missing.
+        self.flush(true)?;
+        self.asked = false;
         let trees: Vec<_> = self.tables.iter().map(|t| Arc::clone(&t.tree)).collect();
         let (shared, writer) = (Arc::clone(&self.shared), Arc::clone(&self.writer));
         let (epoch, seq) = (self.epoch, self.seq);
+        let id = shared.syncs.begin();
         self.shared.pool.run(Box::new(move || {
             let result = trees.iter().try_for_each(|tree| tree.backing.sync_fs());
-            shared.sync_done(&writer, epoch, seq, result);
+            shared.sync_done(id, &writer, epoch, seq, result);
         }));
+        Ok(())
     }
 }
 

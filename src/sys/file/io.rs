@@ -36,6 +36,17 @@ pub fn set_len(fd: BorrowedFd<'_>, len: u64) -> Result<(), Errno> {
 /// The kernel's FALLOC_FL_* bits.
 pub type Fallocate = u32;
 
+/// Drops clean cached pages that lie wholly in the range (posix_fadvise(2), POSIX_FADV_DONTNEED):
+/// the next read asks the disk.
+pub fn drop_cache(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Errno> {
+    let (offset, len) = (off(offset)?, off(len)?);
+    // SAFETY: `fd` is open. The call returns its error instead of setting errno.
+    match unsafe { libc::posix_fadvise(fd.as_raw_fd(), offset, len, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        errno => Err(Errno(errno)),
+    }
+}
+
 /// fallocate(2).
 pub fn fallocate(fd: BorrowedFd<'_>, mode: Fallocate, offset: u64, len: u64) -> Result<(), Errno> {
     let (offset, len) = (off(offset)?, off(len)?);

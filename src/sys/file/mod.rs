@@ -14,7 +14,8 @@ mod xattr;
 pub use attr::{SetTime, chmod, chown, set_times, truncate};
 pub use dir::{DirEntry, Entries, read_dir};
 pub use io::{
-    Fallocate, copy_range, data_sync, fallocate, pread, pwrite, seek_data, seek_hole, set_len, sync, sync_fs,
+    Fallocate, copy_range, data_sync, drop_cache, fallocate, pread, pwrite, seek_data, seek_hole, set_len,
+    sync, sync_fs,
 };
 pub(in crate::sys) use name::clean_flags;
 pub use name::{
