@@ -345,3 +345,42 @@ fn a_file_that_lost_its_name_before_its_visit_is_left_out() {
     pair.mirror.tree.inodes.forget(id, u64::MAX, &mut gone);
     assert!(pair.mirror.tree.stat(id).is_err());
 }
+
+#[test]
+fn what_live_operations_destroy_on_the_target_is_kept() {
+    let mut pair = Pair::with(
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        // After the first file the resync pauses for seconds: the operations below come first.
+        |c| c.bandwidth = Some(50_000),
+        |_| {},
+    );
+    let old = Rng(40).bytes(100_000);
+    for name in ["f", "g", "n"] {
+        fs::write(pair.a.path().join(name), vec![3; 100_000]).unwrap();
+    }
+    for name in ["f", "g"] {
+        fs::write(pair.b.path().join(name), &old).unwrap();
+    }
+    pair.gate(Gate::Alone(pair.epoch));
+    pair.connect(Plan::Resync { quarantine: true });
+    // An application goes on writing to the file that it unlinks.
+    let id = pair.mirror.resolve("f").unwrap();
+    let held = pair.mirror.tree.open(id, libc::O_RDWR).unwrap();
+    pair.mirror.unlink("f").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+    pair.mirror.tree.inodes.set_kept(id, Some(held));
+    pair.mirror.write_id(id, 0, b"not into the kept one").map(|u| pair.mirror.wait(u)).unwrap();
+    pair.mirror.rename("n", "g", 0).map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+    let progress = pair.finish_resync();
+    pair.gate(Gate::Replicated(pair.epoch));
+    let unique = pair.mirror.write_id(id, 50, b"nor now").unwrap();
+    assert_eq!(pair.mirror.wait(unique), 0);
+    pair.assert_equal();
+    assert!(progress.kept_objects == 2 && !progress.kept_truncated, "{progress:?}");
+    let run = fs::read_dir(pair.b.path().join(".skc/quarantine")).unwrap().next().unwrap().unwrap().path();
+    let kept: Vec<_> = fs::read_dir(run.join("objects")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(kept.len(), 2);
+    for path in kept {
+        assert!(fs::read(&path).unwrap() == old, "{}", path.display());
+    }
+}

@@ -47,6 +47,16 @@ impl Apply {
         }
         self.keep_overwritten(v, op, bulk.len() as u64);
         let moved = self.moved_objects(v, op);
+        if self.keep_victim(v, op, &moved)
+            && let FsOp::Unlink { parent, dir_mtime, .. } = op
+        {
+            // Its name is gone from here: that is all the operation does.
+            match self.tables[v].path(*parent) {
+                Ok(dir) => ops::set_mtime(dir.as_fd(), *dir_mtime)?,
+                Err(_) => self.redo(v, &[*parent], false),
+            }
+            return Ok(());
+        }
         let result = self.tables[v].apply(op, bulk);
         let Err(failed) = result else {
             self.after(v, op, &moved);
@@ -172,6 +182,33 @@ impl Apply {
                 self.redo(v, &[*dir], false);
             }
         }
+    }
+
+    /// Moves to quarantine the file that `op` is about to destroy, if only this side has it. A file with
+    /// more names only loses one. True: it was moved.
+    fn keep_victim(&mut self, v: usize, op: &FsOp, moved: &[(FileId, Option<FileHandle>)]) -> bool {
+        let (parent, name) = match op {
+            FsOp::Unlink { parent, name, .. } => (parent, name),
+            FsOp::Rename { to_parent, to_name, flags, .. } if flags & RENAME_EXCHANGE == 0 => {
+                (to_parent, to_name)
+            }
+            _ => return false,
+        };
+        let Self { tables, quarantines, .. } = self;
+        let (Some(q), Some(table)) = (quarantines.get_mut(v), tables.get_mut(v)) else { return false };
+        let Ok(dir) = table.path(*parent) else { return false };
+        let Ok((handle, stat)) = table.tree.backing.lookup(dir.as_fd(), name) else { return false };
+        if stat.is_dir() || stat.nlink > 1 || moved.iter().any(|(_, h)| *h == Some(handle)) {
+            return false;
+        }
+        let id = table.id_of(&handle);
+        let placed = id.and_then(|id| table.node(id)).is_some_and(|n| n.placed);
+        if !q.is_own(id, &stat, placed) || !q.keep_object(dir.as_fd(), name) {
+            return false;
+        }
+        // Its users on the source may go on writing to it: not into what is kept.
+        id.inspect(|id| table.moved_away(*id));
+        true
     }
 
     /// Keeps the bytes that a live operation is about to destroy, if they were never the source's.

@@ -21,7 +21,7 @@ pub(super) fn at(step: &'static str) -> impl Fn(Errno) -> Failed {
     move |errno| (errno, step)
 }
 
-fn set_mtime(fd: BorrowedFd<'_>, mtime: Time) -> Result<(), Failed> {
+pub(super) fn set_mtime(fd: BorrowedFd<'_>, mtime: Time) -> Result<(), Failed> {
     file::set_times(fd, SetTime::Omit, SetTime::At(mtime)).map_err(at("set times"))
 }
 

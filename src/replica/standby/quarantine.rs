@@ -10,7 +10,7 @@ use crate::ports::Errno;
 use crate::proto::FileId;
 use crate::proto::stream::BLOCK;
 use crate::replica::local;
-use crate::sys::file;
+use crate::sys::file::{self, Stat};
 use crate::tree::{HIDDEN_DIR, Tree};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -75,6 +75,7 @@ pub(super) struct Quarantine {
     open: Option<(u64, OwnedFd)>,
     next: u64,
     checked_at: u64,
+    checked_objects: u64,
     pub kept_bytes: u64,
     pub kept_objects: u64,
     pub truncated: bool,
@@ -100,6 +101,7 @@ impl Quarantine {
             open: None,
             next: 0,
             checked_at: 0,
+            checked_objects: 0,
             kept_bytes: 0,
             kept_objects: 0,
             truncated: false,
@@ -151,8 +153,10 @@ impl Quarantine {
         if self.kept_bytes >= self.limits.bytes || self.kept_objects >= self.limits.objects {
             self.give_up("its size limit is reached", Errno(libc::EDQUOT));
         }
-        if self.kept_bytes >= self.checked_at {
+        // An object that is moved takes no space, but it would have freed some.
+        if self.kept_bytes >= self.checked_at || self.kept_objects >= self.checked_objects {
             self.checked_at = self.kept_bytes + (16 << 20);
+            self.checked_objects = self.kept_objects + 64;
             let low = self
                 .tree
                 .backing
@@ -217,6 +221,16 @@ impl Quarantine {
     /// The object was made by the stream: nothing of it has to be kept.
     pub fn born(&mut self, id: FileId) {
         self.files.insert(id, Saved { born: true, ..Saved::default() });
+    }
+
+    /// Would something be lost with this file that only this side has? Not what the stream made, nor a
+    /// file whose blocks are all the source's or kept already.
+    pub fn is_own(&self, id: Option<FileId>, stat: &Stat, placed: bool) -> bool {
+        let Some(saved) = id.and_then(|id| self.files.get(&id)) else {
+            return stat.is_file() || !placed;
+        };
+        let mut blocks = 0..stat.size.div_ceil(BLOCK);
+        !saved.born && !(stat.size > 0 && blocks.all(|block| saved.is_settled(block)))
     }
 
     /// Keeps what [offset, offset + length) of `fd` holds now, whole blocks, each once.

@@ -191,6 +191,7 @@ impl Apply {
         let node = table.node(entry.id).copied();
         if let (Some((handle, true)), Some(node)) = (&own, node)
             && node.handle == *handle
+            && !node.gone
         {
             let was = node.placed;
             if let Some(node) = table.node_mut(entry.id) {

@@ -24,6 +24,8 @@ pub(super) struct Node {
     pub placed: bool,
     /// Its last known name here is gone: operations on it may find nothing.
     pub unlinked: bool,
+    /// What it was is out of reach (in quarantine): the handle must not lead there.
+    pub gone: bool,
 }
 
 /// One volume's ids.
@@ -72,7 +74,7 @@ impl Table {
         self.fds.clear();
         self.unnamed.clear();
         let handle = *self.tree.backing.root_handle();
-        self.ids.insert(FileId::ROOT, Node { handle, placed: true, unlinked: false });
+        self.ids.insert(FileId::ROOT, Node { handle, placed: true, unlinked: false, gone: false });
         self.by_handle.insert(handle, FileId::ROOT);
     }
 
@@ -109,7 +111,7 @@ impl Table {
             self.fds.remove(&other);
             self.unnamed.remove(&other);
         }
-        self.ids.insert(id, Node { handle, placed, unlinked: false });
+        self.ids.insert(id, Node { handle, placed, unlinked: false, gone: false });
     }
 
     /// `id` means nothing any more.
@@ -132,6 +134,21 @@ impl Table {
         if let Some(node) = self.ids.get_mut(&id) {
             node.unlinked = true;
         }
+    }
+
+    /// The object lost its last name by the stream and was moved out of the way.
+    pub fn moved_away(&mut self, id: FileId) {
+        self.name_lost(id);
+        if let Some(node) = self.ids.get_mut(&id) {
+            node.gone = true;
+            if self.by_handle.get(&node.handle) == Some(&id) {
+                self.by_handle.remove(&node.handle);
+            }
+        }
+    }
+
+    fn reachable(&self, id: FileId) -> Result<&Node, Errno> {
+        self.ids.get(&id).filter(|n| !n.gone).ok_or(Errno(libc::ESTALE))
     }
 
     /// Keeps an object without a name alive.
@@ -160,7 +177,7 @@ impl Table {
         if let Some((fd, _)) = self.unnamed.get(&id) {
             return Ok(Path::Kept(Arc::clone(fd)));
         }
-        let node = self.ids.get(&id).ok_or(Errno(libc::ESTALE))?;
+        let node = self.reachable(id)?;
         self.tree.backing.open_path(&node.handle).map(Path::Opened)
     }
 
@@ -174,7 +191,7 @@ impl Table {
         if let Some((fd, _)) = self.unnamed.get(&id) {
             return Ok(Arc::clone(fd));
         }
-        let node = self.ids.get(&id).ok_or(Errno(libc::ESTALE))?;
+        let node = self.reachable(id)?;
         let path = self.tree.backing.open_path(&node.handle)?;
         // Opening a FIFO or a device would block or do something.
         match file::stat(path.as_fd())?.kind() {
@@ -204,7 +221,7 @@ impl Table {
     pub fn for_sync(&mut self, id: FileId) -> Result<Arc<OwnedFd>, Errno> {
         match self.data(id) {
             Err(Errno(libc::EISDIR)) => {
-                let node = self.ids.get(&id).ok_or(Errno(libc::ESTALE))?;
+                let node = self.reachable(id)?;
                 self.tree.backing.open_dir(&node.handle).map(Arc::new)
             }
             other => other,
