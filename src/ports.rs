@@ -109,9 +109,9 @@ pub trait Replicator: Send + Sync {
     /// May a mutation run now? Cheap: one read lock.
     fn admit(&self) -> Admission<'_>;
 
-    /// Keeps `request` until the gate leaves `Frozen`. Bounded; past the bound it blocks the caller
-    /// until the freeze deadline settles the gate.
-    fn park(&self, request: ParkedRequest);
+    /// Keeps `request`, which holds about `weight` bytes, until the gate leaves `Frozen`. Bounded by
+    /// number and bytes; past a bound it blocks the caller until the freeze deadline settles the gate.
+    fn park(&self, request: ParkedRequest, weight: usize);
 
     /// The operation was applied locally; replicate it and answer when the rule of the gate allows.
     fn submit(&self, ticket: Ticket<'_>, volume: Volume, op: &FsOp, bulk: &[u8], reply: PendingReply);

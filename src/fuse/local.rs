@@ -84,7 +84,7 @@ impl Replicator for Local {
         }
     }
 
-    fn park(&self, request: ParkedRequest) {
+    fn park(&self, request: ParkedRequest, _weight: usize) {
         request();
     }
 

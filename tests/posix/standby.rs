@@ -200,7 +200,7 @@ impl Replicator for Standby {
         Admission::Go(Ticket { guard: self.gate.read().expect("gate") })
     }
 
-    fn park(&self, request: ParkedRequest) {
+    fn park(&self, request: ParkedRequest, _weight: usize) {
         request();
     }
 

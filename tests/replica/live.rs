@@ -2,7 +2,7 @@
 
 use crate::random::{Rng, step};
 use crate::support::{LONG, Pair, until};
-use skc::ports::{Errno, Gate};
+use skc::ports::{Errno, Gate, Replicator};
 use skc::proto::stream::Plan;
 use skc::replica::Event;
 use std::time::{Duration, Instant};
@@ -315,4 +315,32 @@ fn the_roles_are_exchanged_without_a_compare() {
         assert_eq!(back.mirror.wait(unique), 0);
     }
     back.assert_equal();
+}
+
+#[test]
+fn parked_requests_are_bounded_by_their_bytes() {
+    let mut pair = Pair::with(
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        |c| (c.parked_bytes, c.freeze_limit) = (1000, Duration::from_millis(200)),
+        |_| {},
+    );
+    pair.ready();
+    pair.gate(Gate::Frozen);
+    let (tx, ran) = std::sync::mpsc::channel();
+    let park = |name: &'static str, weight: usize| {
+        let tx = tx.clone();
+        pair.mirror.primary.park(Box::new(move || tx.send(name).unwrap()), weight);
+    };
+    // One is always taken, however large; then what still fits.
+    park("large", 1000);
+    assert!(ran.try_recv().is_err());
+    // Past the bound its caller waits, and past the limit of a freeze it is run to be refused.
+    park("too much", 1);
+    assert_eq!(ran.try_recv(), Ok("too much"));
+    assert_eq!(pair.mirror.create("f"), Err(Errno(libc::EIO)));
+    pair.gate(Gate::Replicated(pair.epoch));
+    assert_eq!(ran.recv_timeout(LONG), Ok("large"));
+    park("again", 1000);
+    assert_eq!(ran.recv_timeout(LONG), Ok("again"));
 }

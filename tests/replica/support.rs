@@ -134,9 +134,10 @@ impl Mirror {
                 Admission::Refuse(errno) => return Err(errno),
                 Admission::Park => {
                     let (tx, rx) = channel();
-                    self.primary.park(Box::new(move || {
+                    let again = Box::new(move || {
                         let _ = tx.send(());
-                    }));
+                    });
+                    self.primary.park(again, 0);
                     rx.recv_timeout(LONG).expect("a parked request runs again");
                 }
             }

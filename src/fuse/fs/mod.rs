@@ -108,7 +108,8 @@ impl MirrorFs {
             Err(Stop::Park) => {
                 let fs = Arc::clone(self);
                 let owned = buf.to_vec();
-                self.replicator.park(Box::new(move || fs.dispatch(&owned, &mut Scratch::default())));
+                let again = Box::new(move || fs.dispatch(&owned, &mut Scratch::default()));
+                self.replicator.park(again, buf.len());
             }
         }
     }

@@ -47,6 +47,8 @@ pub struct Config {
     pub sync_stall: Duration,
     /// Parked requests past which the caller of `park` is blocked.
     pub parked_max: usize,
+    /// Bytes of parked requests past which the caller of `park` is blocked: writes carry their data.
+    pub parked_bytes: usize,
     /// Blocked for this long (the driver's freeze deadline is far shorter): mutations get EIO.
     pub freeze_limit: Duration,
     /// Threads that wait for local fsyncs.
@@ -71,6 +73,7 @@ impl Config {
             ack_stall: Duration::from_secs(10),
             sync_stall: Duration::from_secs(60),
             parked_max: 4096,
+            parked_bytes: 128 << 20,
             freeze_limit: Duration::from_secs(120),
             sync_threads: 4,
             resync_busy: 1 << 20,
@@ -404,8 +407,8 @@ impl Replicator for Primary {
         }
     }
 
-    fn park(&self, request: ParkedRequest) {
-        self.inner.park(request);
+    fn park(&self, request: ParkedRequest, weight: usize) {
+        self.inner.park(request, weight);
     }
 
     fn submit(&self, ticket: Ticket<'_>, volume: Volume, op: &FsOp, bulk: &[u8], reply: PendingReply) {

@@ -3,7 +3,7 @@
 //! One helper thread runs them again in order once there is a way. It also watches for a stream
 //! whose acknowledgements make no progress.
 
-use super::{Inner, lock};
+use super::{Config, Inner, lock};
 use crate::ports::{Gate, ParkedRequest};
 use crate::replica::event::{Event, StreamEnd};
 use std::cell::Cell;
@@ -28,20 +28,30 @@ pub(super) fn is_helper() -> bool {
 
 #[derive(Default)]
 pub(super) struct Parked {
-    pub queue: VecDeque<ParkedRequest>,
+    queue: VecDeque<(ParkedRequest, usize)>,
+    bytes: usize,
     pub closed: bool,
+}
+
+impl Parked {
+    /// One request is always taken, however large.
+    fn is_full(&self, cfg: &Config, weight: usize) -> bool {
+        !self.queue.is_empty()
+            && (self.queue.len() >= cfg.parked_max || self.bytes.saturating_add(weight) > cfg.parked_bytes)
+    }
 }
 
 impl Inner {
     /// Keeps `request`; blocks while the queue is full, at most until the freeze overruns.
-    pub(super) fn park(&self, request: ParkedRequest) {
+    pub(super) fn park(&self, request: ParkedRequest, weight: usize) {
         let end = Instant::now() + self.cfg.freeze_limit;
         let mut parked = lock(&self.parked);
-        while parked.queue.len() >= self.cfg.parked_max && !parked.closed && !is_helper() {
+        while parked.is_full(&self.cfg, weight) && !parked.closed && !is_helper() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 // Fail closed: from here on requests are refused instead of parked.
-                tracing::error!(limit = self.cfg.parked_max, "frozen for too long, refusing mutations");
+                let (requests, bytes) = (parked.queue.len(), parked.bytes);
+                tracing::error!(requests, bytes, "frozen for too long, refusing mutations");
                 self.overrun.store(true, Ordering::Release);
                 break;
             }
@@ -53,7 +63,8 @@ impl Inner {
             request();
             return;
         }
-        parked.queue.push_back(request);
+        parked.queue.push_back((request, weight));
+        parked.bytes += weight;
         self.parked_len.store(parked.queue.len(), Ordering::Release);
         drop(parked);
         self.parked_wake.notify_all();
@@ -114,13 +125,14 @@ pub(super) fn run(weak: &Weak<Inner>) {
         if parked.closed {
             let rest = std::mem::take(&mut parked.queue);
             drop(parked);
-            for request in rest {
+            for (request, _) in rest {
                 request();
             }
             return;
         }
         match parked.queue.pop_front() {
-            Some(request) if ready => {
+            Some((request, weight)) if ready => {
+                parked.bytes -= weight;
                 inner.parked_len.store(parked.queue.len(), Ordering::Release);
                 drop(parked);
                 inner.parked_wake.notify_all();
