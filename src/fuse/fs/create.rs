@@ -55,7 +55,7 @@ impl MirrorFs {
 
     fn open_out(&self, id: FileId, fd: OwnedFd) -> OpenOut {
         let fh = self.files.insert(OpenFile { id, fd, writable: true });
-        OpenOut { fh, open_flags: abi::FOPEN_KEEP_CACHE, backing_id: 0 }
+        OpenOut { fh, open_flags: self.own_caching().open_flags(), backing_id: 0 }
     }
 
     pub(super) fn create(&self, r: &mut Request<'_>) -> Outcome {

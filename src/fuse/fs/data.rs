@@ -23,10 +23,9 @@ impl MirrorFs {
         let before = self.gate_before();
         let fd = self.tree.open(r.id(), flags | libc::O_NOATIME)?;
         let fh = self.files.insert(OpenFile { id: r.id(), fd, writable });
-        self.with_ttl(before, |ttl| {
+        self.with_caching(before, |caching| {
             // Where somebody else may write the backing file, nothing may come from the page cache.
-            let open_flags = if ttl.is_zero() { abi::FOPEN_DIRECT_IO } else { abi::FOPEN_KEEP_CACHE };
-            self.reply(r, &OpenOut { fh, open_flags, backing_id: 0 })
+            self.reply(r, &OpenOut { fh, open_flags: caching.open_flags(), backing_id: 0 })
         })
     }
 

@@ -29,12 +29,36 @@ use handles::{Handles, OpenDir, OpenFile};
 use request::Request;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use zerocopy::{Immutable, IntoBytes};
 
 /// How long the kernel may keep names and attributes on the writable node. We are the only writer and
 /// take everything back at a change of role, so the value only bounds the damage of a defect.
 const TTL: Duration = Duration::from_secs(3600);
+
+/// What the kernel may keep of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caching {
+    /// Nothing: another node may write.
+    None,
+    /// What it reads from now on: pages and names from before this node became the writer are still
+    /// being taken back.
+    Fresh,
+    /// Everything.
+    Long,
+}
+
+impl Caching {
+    /// Flags of an OPEN reply. Without any, the kernel drops the pages it has and caches new ones.
+    const fn open_flags(self) -> u32 {
+        match self {
+            Self::None => abi::FOPEN_DIRECT_IO,
+            Self::Fresh => 0,
+            Self::Long => abi::FOPEN_KEEP_CACHE,
+        }
+    }
+}
 
 /// Why a request was not answered by its handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +90,8 @@ pub struct MirrorFs {
     /// The same device, as the replicator sees it.
     sink: Arc<dyn ReplySink>,
     init: InitValues,
+    /// Invalidations under way: pages and names of another role may still be cached.
+    invalidating: Arc<AtomicUsize>,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
 }
@@ -84,15 +110,18 @@ impl Scratch {
 }
 
 impl MirrorFs {
-    /// The file system of `tree` behind `device`.
+    /// The file system of `tree` behind `device`. While `invalidating` is not zero the kernel may keep
+    /// nothing for long.
     pub fn new(
         tree: Arc<Tree>,
         replicator: Arc<dyn Replicator>,
         device: Arc<Device>,
         init: InitValues,
+        invalidating: Arc<AtomicUsize>,
     ) -> Self {
         let sink: Arc<dyn ReplySink> = Arc::clone(&device) as _;
-        Self { tree, replicator, device, sink, init, files: Handles::default(), dirs: Handles::default() }
+        let (files, dirs) = (Handles::default(), Handles::default());
+        Self { tree, replicator, device, sink, init, invalidating, files, dirs }
     }
 
     /// Serves the request in `buf`.
@@ -191,10 +220,22 @@ impl MirrorFs {
     /// this node was writable then and is now, in the same epoch, else none. The gate cannot change
     /// while `answer` runs, so an invalidation after a change comes after this reply.
     fn with_ttl<T>(&self, before: Option<Gate>, answer: impl FnOnce(Duration) -> T) -> T {
+        self.with_caching(before, |caching| {
+            answer(if caching == Caching::Long { TTL } else { Duration::ZERO })
+        })
+    }
+
+    /// Like [`Self::with_ttl`], for what has more than two ways.
+    fn with_caching<T>(&self, before: Option<Gate>, answer: impl FnOnce(Caching) -> T) -> T {
         match (before, self.writable()) {
-            (Some(before), Some((now, _ticket))) if before == now => answer(TTL),
-            _ => answer(Duration::ZERO),
+            (Some(before), Some((now, _ticket))) if before == now => answer(self.own_caching()),
+            _ => answer(Caching::None),
         }
+    }
+
+    /// What the kernel may keep where this node is known to be the writer.
+    fn own_caching(&self) -> Caching {
+        if self.invalidating.load(Ordering::Acquire) == 0 { Caching::Long } else { Caching::Fresh }
     }
 
     #[allow(clippy::unnecessary_wraps)] // handlers end with it
@@ -255,3 +296,33 @@ const fn id(nodeid: u64) -> FileId {
 
 /// The root's number is fixed by the kernel and by `proto` alike.
 const _: () = assert!(abi::ROOT_ID == FileId::ROOT.0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Epoch, Volume};
+    use crate::fuse::local::Local;
+    use crate::sys::backing::Backing;
+
+    #[test]
+    fn nothing_old_is_kept_while_an_invalidation_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Arc::new(Tree::new(Volume(0), Backing::open(dir.path()).unwrap()));
+        let local = Arc::new(Local::new(Gate::Alone(Epoch::default())));
+        let device = Arc::new(Device::open().unwrap());
+        let init = InitValues { minor: 0, flags: 0, max_write: 0 };
+        let running = Arc::new(AtomicUsize::new(0));
+        let fs = MirrorFs::new(tree, Arc::clone(&local) as _, device, init, Arc::clone(&running));
+        let answers = || {
+            let before = fs.gate_before();
+            (fs.with_ttl(before, |ttl| ttl), fs.with_caching(before, Caching::open_flags))
+        };
+        assert_eq!(answers(), (TTL, abi::FOPEN_KEEP_CACHE));
+        running.store(1, Ordering::Release);
+        assert_eq!(answers(), (Duration::ZERO, 0));
+        local.set_gate(Gate::ReadOnly);
+        assert_eq!(answers(), (Duration::ZERO, abi::FOPEN_DIRECT_IO));
+        running.store(0, Ordering::Release);
+        assert_eq!(answers(), (Duration::ZERO, abi::FOPEN_DIRECT_IO));
+    }
+}
