@@ -230,7 +230,8 @@ impl Quarantine {
             return stat.is_file() || !placed;
         };
         let mut blocks = 0..stat.size.div_ceil(BLOCK);
-        !saved.born && !(stat.size > 0 && blocks.all(|block| saved.is_settled(block)))
+        let all_settled = stat.size > 0 && blocks.all(|block| saved.is_settled(block));
+        !(saved.born || all_settled)
     }
 
     /// Keeps what [offset, offset + length) of `fd` holds now, whole blocks, each once.
