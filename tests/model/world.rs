@@ -450,10 +450,10 @@ impl World {
                         promise.holders[holder] = true;
                     }
                 }
-                if let Some(stream) = &mut self.node_mut(n).stream {
-                    if stream.epoch == epoch {
-                        stream.at_marker = false;
-                    }
+                if let Some(stream) = &mut self.node_mut(n).stream
+                    && stream.epoch == epoch
+                {
+                    stream.at_marker = false;
                 }
             }
             Effect::Syncfs { token } => {
@@ -569,10 +569,11 @@ impl World {
         promise.acked = true;
         promise.holders = holders;
         let grant = self.node(n).core.as_ref().map_or(0, |c| c.record().grant);
-        if let Some((last, last_grant, who)) = self.last_ack {
-            if who != n && (epoch < last || (epoch == last && grant == last_grant)) {
-                self.fail("two nodes acknowledged in one epoch, or an older one after a newer");
-            }
+        if let Some((last, last_grant, who)) = self.last_ack
+            && who != n
+            && (epoch < last || (epoch == last && grant == last_grant))
+        {
+            self.fail("two nodes acknowledged in one epoch, or an older one after a newer");
         }
         if self.last_ack.is_none_or(|(last, _, _)| epoch >= last) {
             self.last_ack = Some((epoch, grant, n));
@@ -785,13 +786,13 @@ impl World {
             // The heartbeat's step did everything that was due; its effects come first.
             return;
         }
-        if let Some((token, end, seen)) = self.node(n).probe {
-            if now >= end {
-                let result = self.probe_result(n, seen);
-                self.node_mut(n).probe = None;
-                self.input(n, Input::Probe { token, result });
-                return;
-            }
+        if let Some((token, end, seen)) = self.node(n).probe
+            && now >= end
+        {
+            let result = self.probe_result(n, seen);
+            self.node_mut(n).probe = None;
+            self.input(n, Input::Probe { token, result });
+            return;
         }
         self.input(n, Input::Tick);
     }

@@ -7,6 +7,7 @@ use skc::fuse::Options;
 use skc::sys::backing::Backing;
 use skc::sys::file::{self, SetTime};
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
@@ -28,7 +29,7 @@ impl Rng {
         let depth = self.below(3);
         let mut path = String::new();
         for _ in 0..depth {
-            path += &format!("d{}/", self.below(3));
+            write!(path, "d{}/", self.below(3)).expect("a string takes all");
         }
         path + &format!("{}{}", if self.below(3) == 0 { 'd' } else { 'f' }, self.below(4))
     }
@@ -109,7 +110,7 @@ fn describe(root: &Path, times: bool) -> BTreeMap<Vec<u8>, String> {
         let m = path.symlink_metadata().expect("stat");
         let mut text = format!("{:o} {} {}", m.mode(), m.uid(), m.gid());
         if times || m.mtime() < 1_000_000 {
-            text += &format!(" {}.{:09}", m.mtime(), m.mtime_nsec());
+            write!(text, " {}.{:09}", m.mtime(), m.mtime_nsec()).expect("a string takes all");
         }
         if m.is_dir() || rel.as_os_str().is_empty() {
             let mut names: Vec<_> = std::fs::read_dir(&path).expect("readdir").flatten().collect();
@@ -117,14 +118,16 @@ fn describe(root: &Path, times: bool) -> BTreeMap<Vec<u8>, String> {
             todo.extend(names.iter().rev().map(|e| rel.join(e.file_name())));
         } else {
             let next = links.len();
-            text += &format!(" {} links, group {}", m.nlink(), links.entry(m.ino()).or_insert(next));
+            write!(text, " {} links, group {}", m.nlink(), links.entry(m.ino()).or_insert(next))
+                .expect("a string takes all");
         }
         if m.is_symlink() {
-            text += &format!(" -> {}", path.read_link().expect("readlink").display());
+            write!(text, " -> {}", path.read_link().expect("readlink").display())
+                .expect("a string takes all");
         } else if m.is_file() {
             let bytes = std::fs::read(&path).expect("read");
             let sum = bytes.iter().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(u64::from(*b)));
-            text += &format!(" {} bytes {sum:x}", bytes.len());
+            write!(text, " {} bytes {sum:x}", bytes.len()).expect("a string takes all");
         }
         if !rel.as_os_str().is_empty() {
             let fd = held(root, rel.to_str().expect("utf-8")).expect("open");
@@ -133,7 +136,7 @@ fn describe(root: &Path, times: bool) -> BTreeMap<Vec<u8>, String> {
             names.sort_unstable();
             for name in names {
                 let value = file::get_xattr(fd.as_fd(), name).expect("getxattr");
-                text += &format!(" {}={value:?}", String::from_utf8_lossy(name));
+                write!(text, " {}={value:?}", String::from_utf8_lossy(name)).expect("a string takes all");
             }
         }
         out.insert(rel.as_os_str().as_bytes().to_vec(), text);

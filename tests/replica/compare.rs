@@ -132,12 +132,14 @@ pub fn differences(a: &Path, b: &Path) -> Vec<String> {
     let mut out = Vec::new();
     for (path, one) in &a {
         match b.get(path) {
-            None => out.push(format!("{path:?} is missing on the target: {one:?}")),
-            Some(two) if one != two => out.push(format!("{path:?} differs:\n  {one:?}\n  {two:?}")),
+            None => out.push(format!("{} is missing on the target: {one:?}", path.display())),
+            Some(two) if one != two => out.push(format!("{} differs:\n  {one:?}\n  {two:?}", path.display())),
             Some(_) => {}
         }
     }
-    out.extend(b.keys().filter(|p| !a.contains_key(*p)).map(|p| format!("{p:?} is only on the target")));
+    out.extend(
+        b.keys().filter(|p| !a.contains_key(*p)).map(|p| format!("{} is only on the target", p.display())),
+    );
     out
 }
 
