@@ -258,6 +258,7 @@ codes! {
     EVENT_0022 = "SKC-V0022", "A checker acted";
     EVENT_0023 = "SKC-V0023", "The fencing record could not be written";
     EVENT_0024 = "SKC-V0024", "Split brain was found";
+    EVENT_0025 = "SKC-V0025", "The standby was ejected";
 }
 
 conditions! {

@@ -1017,7 +1017,9 @@ impl World {
         if runs && self.budget.reboots[ix(n)] > 0 {
             out.push(Action::Reboot(n));
         }
-        if !runs {
+        // While it still tells its peer, a start is refused: nothing new happens by asking.
+        let leaving = view.reasons.iter().any(|reason| reason.code == "SKC-R0311");
+        if !runs && !leaving {
             if core.record().stopped {
                 out.push(Action::Start(n));
             } else if self.node(n).syncs.is_empty() {

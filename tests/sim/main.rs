@@ -144,8 +144,11 @@ fn fixed_seeds_keep_every_promise() {
 
 #[test]
 fn a_fresh_seed_keeps_every_promise() {
+    // `SKC_SIM_SEED=N cargo test --test sim fresh` repeats the run that printed N.
+    let given = std::env::var("SKC_SIM_SEED").ok().and_then(|s| s.parse().ok());
     let nanos =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
-    println!("fresh seed: {nanos}");
-    run(nanos, Level::L2, 50);
+    let seed = given.unwrap_or(nanos);
+    println!("fresh seed: {seed}");
+    run(seed, Level::L2, 50);
 }
