@@ -440,6 +440,9 @@ impl Cluster {
         if replay {
             self.forget_hellos();
         } else {
+            // UpToDate comes only after the source has read what was just sent, so its hold counts from no
+            // earlier than now, also when it dies before the first heartbeat that says so.
+            self.word = Some(now);
             self.event(EventKind::ResyncStarted);
         }
     }

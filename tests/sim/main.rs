@@ -3,7 +3,7 @@
 //! The same world as the exhaustive model, at far greater depth and with every kind of fault. Fixed seeds, and one
 //! fresh seed a run; a failure prints its seed and the schedule that led to it.
 
-#[path = "../model/world.rs"]
+#[path = "../model/world/mod.rs"]
 #[allow(dead_code)] // the model uses more of it
 mod world;
 
