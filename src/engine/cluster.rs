@@ -8,7 +8,7 @@
 //!  Prim --session lost--> Frozen --handshake--> Prim | --hold over, peer outdated--> Alone | --deadline--> Wait
 //!  Prim --swap--> Handover --drained, recorded--> Handed --taken--> Second
 //!  Second --token--> Prim          any --stop--> (Handover) --> Leaving --> Stopped
-//!  any --record cannot be written--> Broken --written again--> Wait
+//!  any --record cannot be written--> Broken --written again--> Stopped or Wait
 //! ```
 //! Who leaves a waiting phase: `Wait` by handshake, record or operator (status names the command);
 //! `Lost`, `Frozen`, `Handover`, `Handed`, `Leaving`, `Broken` all by a deadline.

@@ -14,7 +14,7 @@
 //! the window. Targets: at most 3 s with T = 2 s, at most 1.5 s with T = 500 ms.
 //!
 //! The standby S loses power: P freezes, declares the loss after T and **holds** its first lone
-//! acknowledgement for T + W more: 2 T + W = 4.25 s or 1.15 s without answered writes. The hold
+//! acknowledgement for T + W more (L1 and L2): 2 T + W = 4.25 s or 1.15 s without answered writes. The hold
 //! covers what the two nodes may see differently: every word P sends counts at S only if it says "I heard you at most T/2
 //! ago", so S's last word lies at most T/2 after P's; S begins to probe T after it and must have a clean window ended within
 //! `decide` = 3/2 T + W of it, else it is Behind. P acknowledges alone at the earliest 2 T + W after
@@ -57,7 +57,7 @@ pub struct Timers {
     pub lease: Millis,
     /// A heartbeat that says "heard you longer ago than this" does not count as heard.
     pub one_way: Millis,
-    /// First lone acknowledgement this long after the loss was declared (L2).
+    /// First lone acknowledgement this long after the loss was declared.
     pub hold: Millis,
     /// A standby decides within this of the primary's last word.
     pub decide: Millis,

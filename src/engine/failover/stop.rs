@@ -139,6 +139,9 @@ impl Cluster {
             _ => None,
         };
         self.d = self.committed.clone();
+        // Stopped stays stopped; the others start anew, from the record, once it can be written.
+        let takes_part = !matches!(self.phase, Phase::Stopped | Phase::Leaving { .. });
+        self.autostart = !self.d.stopped && (takes_part || self.autostart);
         self.undecide();
         self.emit(Effect::Gate(Gate::Shut));
         self.emit(Effect::DropVips);
@@ -162,13 +165,25 @@ impl Cluster {
             Input::PersistFailed => {
                 self.phase = Phase::Broken { retry_at: now + RETRY, run: None };
             }
-            Input::Synced { token, .. } => {
+            Input::Synced { token, ok } => {
                 if let Phase::Broken { run: Some(run), .. } = self.phase
                     && run == token
                 {
-                    self.wait(now, Why::Peer);
                     self.heard = self.link.as_ref().map(|_| now);
-                    self.greet(now);
+                    // Through the start, which voids `clean` before anything else: the record that was
+                    // written may be one of a stopped node.
+                    self.phase = Phase::Stopped;
+                    if self.autostart && self.tree != crate::engine::io::TreeState::Unknown {
+                        self.autostart = false;
+                        self.start(now);
+                    } else {
+                        self.set_gate(Gate::ReadOnly);
+                        if ok && self.intact() {
+                            // Nothing was written since the gate shut, and all of it is durable now.
+                            self.persist_with(|d| d.clean = true);
+                        }
+                        self.greet(now);
+                    }
                 }
             }
             input @ (Input::LinkUp { .. } | Input::LinkDown { .. } | Input::Peer { .. }) => {

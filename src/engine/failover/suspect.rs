@@ -52,10 +52,11 @@ impl Cluster {
         self.config.level >= Level::L1 && !self.replaced && self.tree_ok() && self.d.inconsistent.is_none()
     }
 
-    /// When a lone decision may be carried out.
+    /// When a lone decision may be carried out. Also at L1, where no address is probed: a standby that was
+    /// cut off for a moment decides within `decide` or never, and until then nobody may have been answered
+    /// alone, else the cut and the death of this agent behind it would lose what was.
     fn lone_at(&self, lost: Mono) -> Mono {
-        let holds = self.config.level >= Level::L2 && self.config.rules.hold;
-        if holds { lost + self.timers.hold } else { lost }
+        if self.config.rules.hold { lost + self.timers.hold } else { lost }
     }
 
     /// Rounds follow each other without a gap from the loss to the end of the hold. One without the

@@ -50,6 +50,9 @@ impl World {
         if !self.node(n).writes_pass() {
             return;
         }
+        if self.node(n).core.as_ref().is_some_and(|core| core.record().clean || core.record().stopped) {
+            self.fail("a writer's record says that it is stopped");
+        }
         let tree = self.node(n).cache;
         let broken = self.promises.iter().enumerate().any(|(w, p)| {
             // Every holder lost power, and one of them before it was durable: what a single machine
