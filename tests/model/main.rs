@@ -9,10 +9,10 @@
 mod world;
 
 use skc::base::NodeId;
-use skc::engine::{Config, Level};
+use skc::engine::{Config, Level, Rules};
 use stateright::{Checker, Model, Property};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use world::{Action, Budget, World};
+use world::{Action, Budget, Sabotage, World};
 
 /// One exploration.
 struct Exploration {
@@ -127,4 +127,59 @@ fn l2_small() {
         Budget { writes: 1, power: [1, 0], cuts: 1, ..Budget::default() },
         500,
     );
+}
+
+/// With one rule broken on purpose the model must find a violation within `budget`.
+fn is_caught(name: &str, level: Level, rules: Rules, sabotage: Sabotage, budget: Budget) {
+    let mut init = World::ready(Config { rules, ..config(level) });
+    (init.budget, init.sabotage) = (budget, sabotage);
+    let checker = Exploration { init: vec![init], dead_end_every: 0 }.checker().spawn_bfs().join();
+    let steps = checker.discovery("safe").map(|path| path.into_actions().len());
+    println!(
+        "broken rule \"{name}\": {} unique states, caught in {steps:?} steps",
+        checker.unique_state_count()
+    );
+    assert!(steps.is_some(), "{name}: the model does not notice");
+}
+
+fn breaks(name: &str, budget: Budget, rule: impl FnOnce(&mut Rules)) {
+    let mut rules = Rules::default();
+    rule(&mut rules);
+    is_caught(name, Level::L2, rules, Sabotage::default(), budget);
+}
+
+const CUT_AND_POWER: Budget = Budget { writes: 1, power: [1, 0], cuts: 1, ..Budget::NONE };
+const POWER: Budget = Budget { writes: 1, power: [1, 0], ..Budget::NONE };
+
+#[test]
+fn an_answered_probe_must_make_the_standby_behind() {
+    breaks("answered probe makes Behind", CUT_AND_POWER, |rules| rules.behind = false);
+}
+
+#[test]
+fn the_first_lone_acknowledgement_must_be_held() {
+    breaks("hold", CUT_AND_POWER, |rules| rules.hold = false);
+}
+
+#[test]
+fn a_reboot_must_void_the_claim_to_be_intact() {
+    breaks("boot voids intact", POWER, |rules| rules.boot_voids_intact = false);
+}
+
+#[test]
+fn the_intact_node_must_beat_a_crashed_primary() {
+    breaks("intact beats a crashed primary", POWER, |rules| rules.intact_beats_primary = false);
+}
+
+#[test]
+fn a_cold_start_must_need_its_own_record() {
+    let rules = Rules { cold_start_needs_alone: false, ..Rules::default() };
+    is_caught("cold start needs alone", Level::L1, rules, Sabotage::default(), CUT_AND_POWER);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn a_closed_streams_queue_must_not_be_applied() {
+    let sabotage = Sabotage { queue_survives_close: true, ..Sabotage::default() };
+    is_caught("queue survives its stream", Level::L2, Rules::default(), sabotage, CUT_AND_POWER);
 }

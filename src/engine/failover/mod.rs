@@ -303,7 +303,7 @@ impl Cluster {
             Phase::Lost { lost, .. } => {
                 if lost.is_none() {
                     due(silence);
-                } else if self.decides() {
+                } else if self.decides() && self.decided.is_none() && self.config.rules.behind {
                     due(self.decide_by().map(|by| by + 1));
                 }
             }

@@ -46,6 +46,24 @@ pub struct Budget {
     pub persist_errors: u8,
 }
 
+impl Budget {
+    /// No fault and no write.
+    pub const NONE: Self = Self {
+        writes: 0,
+        power: [0, 0],
+        cuts: 0,
+        isolations: [0, 0],
+        one_way: [0, 0],
+        agent: [0, 0],
+        tombstones: 0,
+        swaps: 0,
+        stops: [0, 0],
+        reboots: [0, 0],
+        apply_errors: 0,
+        persist_errors: 0,
+    };
+}
+
 /// Deliberate faults of the *layers around* the core, to show that the checks would notice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Sabotage {
