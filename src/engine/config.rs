@@ -41,9 +41,9 @@ pub enum BootPolicy {
     Manual,
 }
 
-/// Parameters of one cluster. All spans in milliseconds. Check with
-/// `engine::timers::Timers::derive` before handing it to the core; the core itself
-/// falls back to the nearest possible set.
+/// Parameters of one cluster. All spans in milliseconds. What comes of a spec that validates is
+/// possible as it is (`engine::timers::Timers::derive`: one set of bounds, in `spec::limits`); for
+/// anything else the core falls back to the nearest possible set.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Config {
     /// Guarantee level.

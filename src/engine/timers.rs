@@ -26,16 +26,16 @@
 //! - `yield_after`: a writer that hears its standby but gets no session asks it to give up its claim.
 //! - `shake`: a handshake step that does not come closes the link; it is dialled again.
 
-use crate::base::Millis;
+use crate::base::{Millis, Timespan};
 use crate::engine::config::Config;
+use crate::spec::{defaults, limits};
 
-/// Shortest sensible timeout: below, scheduling noise of a busy two-core machine (measured: tens of
-/// milliseconds) eats the difference between T/2 and T.
-pub const TIMEOUT_MIN: Millis = 300;
-/// Longest: the freeze deadline is a multiple of it and a mount must not be frozen for minutes.
-pub const TIMEOUT_MAX: Millis = 30_000;
-/// Floor of the VIP lease: the kernel counts address lifetimes in whole seconds.
-pub const LEASE_MIN: Millis = 1_000;
+/// Bounds of T: those of the spec, so that every spec that validates gives exactly its own timers.
+pub const TIMEOUT_MIN: Millis = limits::HEARTBEAT_TIMEOUT_MIN.as_millis();
+/// See [`TIMEOUT_MIN`].
+pub const TIMEOUT_MAX: Millis = limits::HEARTBEAT_TIMEOUT_MAX.as_millis();
+/// Shortest i; the longest is T / [`limits::BEATS_PER_TIMEOUT`].
+pub const INTERVAL_MIN: Millis = limits::HEARTBEAT_INTERVAL_MIN.as_millis();
 /// Floor of the freeze deadline: long enough for a switch to reboot its port, short enough for
 /// writeback not to stall the machine.
 pub const FREEZE_MIN: Millis = 10_000;
@@ -88,8 +88,9 @@ pub enum Impossible {
     },
     /// Too few heartbeats within the timeout.
     #[error(
-        "heartbeat.interval {interval} ms must be at least 1 ms and at most timeout / 4 = {} ms: one-way loss is judged at timeout / 2 and must not fire on one lost datagram",
-        timeout / 4
+        "heartbeat.interval {interval} ms must be at least {INTERVAL_MIN} ms and at most timeout / {} = {} ms: one-way loss is judged at timeout / 2 and must not fire on one lost datagram",
+        limits::BEATS_PER_TIMEOUT,
+        timeout / limits::BEATS_PER_TIMEOUT
     )]
     Interval {
         /// Given.
@@ -106,7 +107,7 @@ impl Timers {
         if !(TIMEOUT_MIN..=TIMEOUT_MAX).contains(&timeout) {
             return Err(Impossible::Timeout { timeout });
         }
-        if interval == 0 || interval > timeout / 4 {
+        if !(INTERVAL_MIN..=timeout / limits::BEATS_PER_TIMEOUT).contains(&interval) {
             return Err(Impossible::Interval { interval, timeout });
         }
         Ok(Self::from(timeout, interval))
@@ -115,7 +116,8 @@ impl Timers {
     /// The nearest possible set, for a core that was given an unchecked configuration.
     pub(crate) fn nearest(config: &Config) -> Self {
         let timeout = config.heartbeat_timeout.clamp(TIMEOUT_MIN, TIMEOUT_MAX);
-        Self::from(timeout, config.heartbeat_interval.clamp(1, timeout / 4))
+        let most = timeout / limits::BEATS_PER_TIMEOUT;
+        Self::from(timeout, config.heartbeat_interval.clamp(INTERVAL_MIN, most))
     }
 
     fn from(timeout: Millis, interval: Millis) -> Self {
@@ -124,7 +126,7 @@ impl Timers {
             timeout,
             interval,
             window,
-            lease: timeout.div_ceil(1_000).saturating_mul(1_000).max(LEASE_MIN),
+            lease: defaults::vip_lease(Timespan::from_millis(timeout)).as_millis(),
             one_way: timeout / 2,
             hold: timeout + window,
             decide: timeout + timeout / 2 + window,
@@ -183,8 +185,10 @@ mod tests {
     #[test]
     fn impossible_sets_are_refused() {
         assert_eq!(Timers::derive(&config(299, 50)), Err(Impossible::Timeout { timeout: 299 }));
+        assert_eq!(Timers::derive(&config(30_001, 50)), Err(Impossible::Timeout { timeout: 30_001 }));
         assert!(Timers::derive(&config(300, 75)).is_ok());
+        assert!(Timers::derive(&config(300, 20)).is_ok());
         assert!(matches!(Timers::derive(&config(2_000, 501)), Err(Impossible::Interval { .. })));
-        assert!(matches!(Timers::derive(&config(2_000, 0)), Err(Impossible::Interval { .. })));
+        assert!(matches!(Timers::derive(&config(2_000, 19)), Err(Impossible::Interval { .. })));
     }
 }

@@ -53,3 +53,66 @@ pub fn core_config(spec: &ClusterSpec) -> Config {
         ..Config::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Timespan;
+    use crate::engine::timers::Timers;
+    use crate::net::Lease;
+    use crate::spec::limits;
+    use proptest::prelude::*;
+
+    fn text(interval: u64, timeout: u64) -> String {
+        format!(
+            "apiVersion: skc.dev/v1\nkind: ClusterSpec\nmetadata: {{name: a}}\nspec:\n  nodes:\n  - {{name: n1, addresses: [10.0.0.1]}}\n  - {{name: n2, addresses: [10.0.0.2]}}\n  directories: [{{path: /srv/a}}]\n  heartbeat: {{interval: {interval}ms, timeout: {timeout}ms}}\n"
+        )
+    }
+
+    /// Spans of any size, most of them at a bound or one beside it.
+    fn beats() -> impl Strategy<Value = (u64, u64)> {
+        let bounds = [limits::HEARTBEAT_TIMEOUT_MIN, limits::HEARTBEAT_TIMEOUT_MAX].map(Timespan::as_millis);
+        let timeout = prop_oneof![
+            0..35_000_u64,
+            prop::sample::select(bounds.to_vec()).prop_flat_map(|t| t - 1..=t + 1)
+        ];
+        timeout.prop_flat_map(|timeout| {
+            let least = limits::HEARTBEAT_INTERVAL_MIN.as_millis();
+            let most = timeout / limits::BEATS_PER_TIMEOUT;
+            let interval = prop_oneof![0..=timeout, least - 1..=least, most.saturating_sub(1)..=most + 1];
+            (interval, Just(timeout))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_spec_validates_exactly_if_the_core_runs_its_timers_unchanged((interval, timeout) in beats()) {
+            let unchecked = Config {
+                heartbeat_interval: interval,
+                heartbeat_timeout: timeout,
+                ..Config::default()
+            };
+            match spec::load_one("x", &text(interval, timeout)) {
+                Err(_) => prop_assert!(Timers::derive(&unchecked).is_err()),
+                Ok(spec) => {
+                    let config = core_config(&spec);
+                    let timers = Timers::nearest(&config);
+                    prop_assert_eq!(Timers::derive(&config), Ok(timers));
+                    prop_assert_eq!((timers.interval, timers.timeout), (interval, timeout));
+                    // What validate prints, what the kernel is given and what the peer counts.
+                    prop_assert_eq!(spec.vip_lease().as_millis(), timers.lease);
+                    prop_assert_eq!(Lease::from_timeout(timeout).millis(), timers.lease);
+                }
+            }
+        }
+
+        #[test]
+        fn a_timeout_alone_is_enough(timeout in 300_u64..=30_000) {
+            let text = text(0, timeout).replace("interval: 0ms, ", "");
+            let config = core_config(&spec::load_one("x", &text).unwrap());
+            prop_assert_eq!(Timers::derive(&config), Ok(Timers::nearest(&config)));
+        }
+    }
+}

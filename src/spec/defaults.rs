@@ -1,5 +1,6 @@
 //! Every default of a ClusterSpec that is not its type's first variant or an empty list, in one place.
 
+use super::limits;
 use super::types::{Boot, Consistency, Failback};
 use super::types::{Failover, FailoverMode, Heartbeat, Replication};
 use crate::base::{Rate, Size, Timespan};
@@ -70,9 +71,9 @@ pub fn fall() -> u16 {
     3
 }
 
-/// See [`super::ClusterSpec::vip_lease`].
+/// See [`super::ClusterSpec::vip_lease`]. The one formula: the decision core counts with it, too.
 pub fn vip_lease(heartbeat_timeout: Timespan) -> Timespan {
-    Timespan::from_secs(heartbeat_timeout.as_millis().div_ceil(1_000).max(1))
+    Timespan::from_secs(heartbeat_timeout.as_millis().div_ceil(1_000)).max(limits::VIP_LEASE_MIN)
 }
 
 impl Default for Replication {

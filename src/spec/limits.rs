@@ -1,4 +1,9 @@
 //! Every bound of a ClusterSpec, named, with its reason.
+//!
+//! The decision core takes its own bounds from here: what validates is what runs, and nothing is
+//! clamped behind the operator's back.
+
+use crate::base::Timespan;
 
 /// Longest name of a cluster, node, service or checker: a DNS label (RFC 1123), so that a name may
 /// become a host name, a unit name or a file name unchanged.
@@ -41,5 +46,20 @@ pub const LABEL_VALUE_MAX: usize = 1024;
 pub const HOST_MAX: usize = 253;
 /// Successes or failures in a row that a checker may ask for.
 pub const RISE_FALL_MAX: u16 = 100;
+/// Shortest `heartbeat.timeout`: below, the scheduling noise of a busy two-core machine (measured: tens of
+/// milliseconds) eats the difference between half of it and all of it.
+pub const HEARTBEAT_TIMEOUT_MIN: Timespan = Timespan::from_millis(300);
+/// Longest: the freeze deadline is a multiple of it and a mount must not be frozen for minutes.
+pub const HEARTBEAT_TIMEOUT_MAX: Timespan = Timespan::from_secs(30);
+/// Heartbeats that must fit `heartbeat.timeout`: one-way loss is judged at half of it and must not fire
+/// on one lost datagram, so two fit each half.
+pub const BEATS_PER_TIMEOUT: u64 = 4;
+/// Shortest `heartbeat.interval`: the tick of a busy machine is no finer, and each costs a datagram a path.
+pub const HEARTBEAT_INTERVAL_MIN: Timespan = Timespan::from_millis(20);
+/// Longest: what fits the longest timeout.
+pub const HEARTBEAT_INTERVAL_MAX: Timespan =
+    Timespan::from_millis(HEARTBEAT_TIMEOUT_MAX.as_millis() / BEATS_PER_TIMEOUT);
+/// Shortest lease of a virtual IP: the kernel counts the lifetime of an address in whole seconds.
+pub const VIP_LEASE_MIN: Timespan = Timespan::from_secs(1);
 /// Restarts that may be allowed within the window.
 pub const RESTARTS_MAX: u16 = 1000;

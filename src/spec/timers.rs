@@ -1,12 +1,10 @@
 //! Timer sets that cannot work, refused with the arithmetic shown.
 
-use super::defaults;
 use super::finding::Problem;
+use super::limits::BEATS_PER_TIMEOUT;
 use super::view::View;
+use super::{defaults, limits};
 use crate::base::{Timespan, codes};
-
-/// Heartbeats that must fit the timeout: one may be lost and one late without anything following from it.
-pub const BEATS_PER_TIMEOUT: u64 = 3;
 
 pub(super) fn check(spec: &View<'_>, out: &mut Vec<Problem>) {
     let heartbeat = spec.get("heartbeat");
@@ -17,11 +15,18 @@ pub(super) fn check(spec: &View<'_>, out: &mut Vec<Problem>) {
         let least = Timespan::from_millis(beat.as_millis().saturating_mul(BEATS_PER_TIMEOUT));
         if silence < least {
             let view = present(&heartbeat, &["timeout", "interval"]);
+            let half = Timespan::from_millis(silence.as_millis() / 2);
             let message = format!(
-                "heartbeat.timeout {silence} < {BEATS_PER_TIMEOUT} x heartbeat.interval {beat} = {least}: one late packet would be a death"
+                "heartbeat.timeout {silence} < {BEATS_PER_TIMEOUT} x heartbeat.interval {beat} = {least}: one-way loss is judged at half of the timeout, {half}, and two heartbeats must fit it"
             );
             let most = Timespan::from_millis(silence.as_millis() / BEATS_PER_TIMEOUT);
-            let hint = format!("raise timeout to at least {least}, or lower interval to at most {most}");
+            let lower = format!("lower interval to at most {most}");
+            let hint = match (least <= limits::HEARTBEAT_TIMEOUT_MAX, most >= limits::HEARTBEAT_INTERVAL_MIN)
+            {
+                (true, true) => format!("raise timeout to at least {least}, or {lower}"),
+                (true, false) => format!("raise timeout to at least {least}"),
+                (false, _) => lower,
+            };
             out.push(Problem::new(&view.path, codes::SPEC_TIMERS, message).hint(hint));
         }
     }

@@ -207,13 +207,20 @@ pub struct Heartbeat {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(rename = "Heartbeat")]
 struct HeartbeatFields {
-    /// Time between two heartbeats on each address. Default: a fifth of `timeout`, at most 200ms.
+    /// Time between two heartbeats on each address, at most a quarter of `timeout`. Default: a fifth of
+    /// it, at most 200ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-skc-min" = "20ms", "x-skc-max" = "10s"))]
+    #[schemars(extend(
+        "x-skc-min" = limits::HEARTBEAT_INTERVAL_MIN.to_string(),
+        "x-skc-max" = limits::HEARTBEAT_INTERVAL_MAX.to_string(),
+    ))]
     interval: Option<Timespan>,
     /// Silence on every address after which the peer counts as lost. Default: 2s.
     #[serde(default = "defaults::heartbeat_timeout")]
-    #[schemars(extend("x-skc-min" = "200ms", "x-skc-max" = "60s"))]
+    #[schemars(extend(
+        "x-skc-min" = limits::HEARTBEAT_TIMEOUT_MIN.to_string(),
+        "x-skc-max" = limits::HEARTBEAT_TIMEOUT_MAX.to_string(),
+    ))]
     timeout: Timespan,
 }
 
