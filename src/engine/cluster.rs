@@ -240,8 +240,11 @@ impl Cluster {
         durable: Option<Durable>,
         now: Mono,
     ) -> Self {
-        let d = durable.unwrap_or_default();
-        let autostart = !d.stopped && config.boot == crate::engine::config::BootPolicy::Auto;
+        let mut d = durable.unwrap_or_default();
+        let autostart = config.boot.starts(d.stopped, d.boot == Some(boot_id));
+        // Not written yet: both go to the disk with the next change, at the latest with a stop.
+        d.stopped &= !autostart;
+        d.boot = Some(boot_id);
         Self {
             me,
             boot_id,

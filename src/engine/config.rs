@@ -32,13 +32,28 @@ pub enum Failback {
     Automatic,
 }
 
-/// `failover.boot`: what a starting agent does when the operator had not stopped the cluster.
+/// `failover.boot`: what a starting agent does with the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BootPolicy {
-    /// Start by itself.
+    /// Start by itself, unless the operator had stopped it.
     Auto,
+    /// Start by itself, unless the operator stopped it in this very boot: a boot starts it, an agent
+    /// that is restarted does not overrule its operator.
+    Always,
     /// Stay in STOP until `skc start`.
     Manual,
+}
+
+impl BootPolicy {
+    /// Whether a core that has just been made starts by itself. `stopped`: the operator's last word
+    /// on record; `same_boot`: the record was written in the boot that runs.
+    pub(crate) fn starts(self, stopped: bool, same_boot: bool) -> bool {
+        match self {
+            Self::Auto => !stopped,
+            Self::Always => !(stopped && same_boot),
+            Self::Manual => false,
+        }
+    }
 }
 
 /// Parameters of one cluster. All spans in milliseconds. What comes of a spec that validates is
@@ -143,5 +158,64 @@ impl Default for Rules {
             cold_start_needs_alone: true,
             replay_needs_unbroken_source: true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Mono;
+    use crate::engine::{Cluster, Durable, Effect, Input, OperatorCommand, Role, Ticket, TreeState};
+
+    const TREE: Input = Input::LocalTree(TreeState::Ok { empty: false, stamp_ok: true });
+
+    fn command(command: OperatorCommand) -> Input {
+        Input::Operator { ticket: Ticket(1), command }
+    }
+
+    /// One life of an agent in boot `boot`: what it persists is what the next one reads.
+    fn life(disk: &mut Option<Durable>, boot: u128, policy: BootPolicy, inputs: &[Input]) -> Role {
+        let config = Config { boot: policy, ..Config::default() };
+        let mut core = Cluster::new(NodeId::A, boot, 1, config, disk.clone(), Mono(0));
+        for input in inputs {
+            for effect in core.step(Mono(0), input.clone()) {
+                if let Effect::Persist(record) = effect {
+                    *disk = Some(*record);
+                }
+            }
+        }
+        core.view(Mono(0)).role
+    }
+
+    #[test]
+    fn a_stop_outlives_the_agent_always_and_a_boot_unless_the_policy_is_always() {
+        for (policy, after_boot) in [
+            (BootPolicy::Auto, Role::Stop),
+            (BootPolicy::Always, Role::Wait),
+            (BootPolicy::Manual, Role::Stop),
+        ] {
+            let mut disk = None;
+            let stop = command(OperatorCommand::Stop);
+            life(&mut disk, 1, policy, &[TREE, command(OperatorCommand::Start), stop]);
+            assert_eq!(life(&mut disk, 1, policy, &[TREE]), Role::Stop, "{policy:?}: same boot");
+            assert_eq!(life(&mut disk, 2, policy, &[TREE]), after_boot, "{policy:?}: next boot");
+            assert_eq!(life(&mut disk, 2, policy, &[TREE]), after_boot, "{policy:?}: restarted in it");
+        }
+    }
+
+    #[test]
+    fn a_stop_before_the_first_look_at_the_directory_holds_until_the_next_boot() {
+        let mut disk = Some(Durable { stopped: true, boot: Some(1), ..Durable::default() });
+        let stop = command(OperatorCommand::Stop);
+        assert_eq!(life(&mut disk, 2, BootPolicy::Always, &[stop]), Role::Stop);
+        assert_eq!(life(&mut disk, 2, BootPolicy::Always, &[TREE]), Role::Stop);
+        assert_eq!(life(&mut disk, 3, BootPolicy::Always, &[TREE]), Role::Wait);
+    }
+
+    #[test]
+    fn a_record_without_a_boot_is_older_than_any_boot() {
+        let mut disk = Some(Durable { stopped: true, ..Durable::default() });
+        assert_eq!(life(&mut disk.clone(), 1, BootPolicy::Auto, &[TREE]), Role::Stop);
+        assert_eq!(life(&mut disk, 1, BootPolicy::Always, &[TREE]), Role::Wait);
     }
 }

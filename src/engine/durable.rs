@@ -70,6 +70,9 @@ pub struct Durable {
     pub handed: Option<u64>,
     /// The operator stopped the cluster on this node: do not start by yourself.
     pub stopped: bool,
+    /// Boot of the node in which this record was written: tells a stop before the last boot from one after it.
+    #[serde(default)]
+    pub boot: Option<u128>,
 }
 
 impl Durable {

@@ -35,7 +35,8 @@ pub fn core_config(spec: &ClusterSpec) -> Config {
         },
         boot: match s.failover.boot {
             spec::Boot::Off => BootPolicy::Manual,
-            spec::Boot::Auto | spec::Boot::On => BootPolicy::Auto,
+            spec::Boot::Auto => BootPolicy::Auto,
+            spec::Boot::On => BootPolicy::Always,
         },
         heartbeat_timeout: s.heartbeat.timeout.as_millis(),
         heartbeat_interval: s.heartbeat.interval.as_millis(),

@@ -314,7 +314,8 @@ pub enum Boot {
     /// What it did before: started if it was started, stopped if it was stopped.
     #[default]
     Auto,
-    /// Always starts it.
+    /// Starts it after every boot, also if it was stopped before; an agent that is restarted without a
+    /// boot leaves it stopped.
     On,
     /// Never starts it.
     Off,
