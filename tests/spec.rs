@@ -135,6 +135,19 @@ fn json_is_accepted_as_the_yaml_it_is() {
 }
 
 #[test]
+fn the_one_range_that_is_accepted_is_the_one_of_the_wire() {
+    assert_eq!(spec::defaults::range().as_bytes(), skc::proto::stream::BLOCK);
+    let text = read(&root().join("specs/clusters/ledger.yaml"));
+    let with =
+        |range: &str| text.replace("  services:", &format!("  replication: {{range: {range}}}\n  services:"));
+    assert_eq!(spec::load_one("x", &with("65536B")).unwrap(), spec::load_one("x", &text).unwrap());
+    for range in ["65535B", "4KiB", "1GiB"] {
+        let findings = spec::load_one("x", &with(range)).unwrap_err();
+        assert!(findings.0.iter().all(|f| f.code == codes::SPEC_NOT_YET), "{findings}");
+    }
+}
+
+#[test]
 fn what_two_parsers_read_differently_is_refused() {
     let text = read(&root().join("specs/clusters/ledger.yaml"));
     let odd = text.replace("timeout: 2s", "timeout: 2s, interval:");

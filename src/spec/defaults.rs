@@ -6,7 +6,7 @@ use super::types::{Failover, FailoverMode, Heartbeat, Replication};
 use crate::base::{Rate, Size, Timespan};
 
 /// 64 KiB: small enough that a hot database page does not drag megabytes, large enough that the
-/// dirty map of a terabyte stays at 16 million entries.
+/// dirty map of a terabyte stays at 16 million entries. The peers' wire knows no other (`proto::stream::BLOCK`).
 pub fn range() -> Size {
     Size::from_bytes(64 << 10)
 }

@@ -5,8 +5,8 @@
 
 use super::finding::{Path, Problem};
 use super::view::View;
-use super::{Cidr, formats, limits, nearest, timers};
-use crate::base::codes;
+use super::{Cidr, defaults, formats, limits, nearest, timers};
+use crate::base::{Size, codes};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -46,6 +46,11 @@ fn not_yet(spec: &View<'_>, out: &mut Vec<Problem>) {
         if matches!(view.text(), "commit" | "async") {
             refuse(&view, format!("consistency: {}", view.text()), "use strict");
         }
+    }
+    let range = spec.get("replication").get("range");
+    if range.text().parse::<Size>().is_ok_and(|size| size != defaults::range()) {
+        let hint = format!("use {} or remove it", defaults::range());
+        refuse(&range, format!("range: {}", range.text()), &hint);
     }
     for directory in spec.get("directories").items() {
         for field in ["exclude", "include"] {

@@ -170,9 +170,8 @@ pub struct Replication {
     /// Default: strict.
     #[serde(default)]
     pub consistency: Consistency,
-    /// Granularity of dirty maps and block hashes, a power of two. Default: 64KiB.
+    /// Granularity of the resync's comparison. Default: 64KiB (others: not yet).
     #[serde(default = "defaults::range")]
-    #[schemars(extend("x-skc-min" = "4KiB", "x-skc-max" = "16MiB"))]
     pub range: Size,
     /// Limit of a resync. Default: adaptive.
     #[serde(default)]
