@@ -148,6 +148,18 @@ fn the_one_range_that_is_accepted_is_the_one_of_the_wire() {
 }
 
 #[test]
+fn the_highest_number_of_restarts_is_accepted_and_one_more_is_not() {
+    let text = read(&root().join("specs/clusters/ledger.yaml"));
+    let with =
+        |n: u16| text.replace("  services:", &format!("  failover: {{maxRestarts: {n}}}\n  services:"));
+    let max = spec::limits::RESTARTS_MAX;
+    assert_eq!(spec::load_one("x", &with(max)).unwrap().spec.failover.max_restarts, max);
+    let codes: Vec<&str> =
+        spec::load_one("x", &with(max + 1)).unwrap_err().0.iter().map(|f| f.code.id).collect();
+    assert_eq!(codes, [codes::SPEC_RANGE.id]);
+}
+
+#[test]
 fn what_two_parsers_read_differently_is_refused() {
     let text = read(&root().join("specs/clusters/ledger.yaml"));
     let odd = text.replace("timeout: 2s", "timeout: 2s, interval:");

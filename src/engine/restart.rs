@@ -4,9 +4,10 @@
 //! not bounce between the nodes for ever.
 
 use crate::base::{Millis, Mono};
+use crate::spec::limits;
 
-/// More than this is never remembered; a higher configured limit acts as this one.
-pub const MAX_REMEMBERED: usize = 100;
+/// More than this is never remembered: the highest limit that a spec may ask for.
+pub const MAX_REMEMBERED: usize = limits::RESTARTS_MAX as usize;
 
 /// Answer of the limiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,6 +44,17 @@ impl Limiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_highest_limit_of_a_spec_is_kept_to_the_last_restart() {
+        let mut limiter = Limiter::default();
+        let max = u32::from(limits::RESTARTS_MAX);
+        for at in 0..max {
+            assert_eq!(limiter.ask(Mono(u64::from(at)), max, 1_000), Allowance::Restart, "{at}");
+        }
+        assert_eq!(limiter.ask(Mono(999), max, 1_000), Allowance::Stop);
+        assert_eq!(limiter.ask(Mono(1_000), max, 1_000), Allowance::Restart);
+    }
 
     #[test]
     fn limit_holds_within_the_window_and_slides() {

@@ -61,5 +61,6 @@ pub const HEARTBEAT_INTERVAL_MAX: Timespan =
     Timespan::from_millis(HEARTBEAT_TIMEOUT_MAX.as_millis() / BEATS_PER_TIMEOUT);
 /// Shortest lease of a virtual IP: the kernel counts the lifetime of an address in whole seconds.
 pub const VIP_LEASE_MIN: Timespan = Timespan::from_secs(1);
-/// Restarts that may be allowed within the window.
-pub const RESTARTS_MAX: u16 = 1000;
+/// Restarts that may be allowed within the window: each is remembered, and a higher limit would let a
+/// broken service loop for hours.
+pub const RESTARTS_MAX: u16 = 100;
