@@ -1,6 +1,9 @@
 //! The wire between the agents: nothing a peer sends can make the decoder panic or allocate
 //! without bound, and the bytes of version 1 stay what they are.
 
+#[path = "proto_wire/core.rs"]
+mod core;
+
 use proptest::prelude::*;
 use skc::base::{ClusterId, Epoch, Generation, Volume};
 use skc::proto::frame::{FrameBuf, FrameError, FrameRef, Kind, PREFIX, encode_into};

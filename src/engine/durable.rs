@@ -1,6 +1,11 @@
 //! The fencing record (facts b3): everything a node must remember to never promote wrongly.
 //!
 //! The store writes it O_DIRECT|O_DSYNC into one of two checksummed slots; this is the value.
+//!
+//! On the disk it is MessagePack with named fields. A release reads records that lack a later field if
+//! that one has a default, and ignores fields it does not know: a field whose meaning an older release
+//! must not ignore needs a higher version of the slot, which an older release refuses (SKC-E2103).
+//! Golden bytes: `tests/proto_wire/core.rs`.
 
 use crate::base::{Epoch, Generation, NodeId};
 use serde::{Deserialize, Serialize};

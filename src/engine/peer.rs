@@ -1,7 +1,8 @@
 //! What two cores tell each other: over the ordered control link, and in heartbeats.
 //!
-//! Wire form is MessagePack with named fields; unknown variants end the link with an error (the
-//! link negotiates the protocol version before anything here is sent).
+//! Wire form is MessagePack, variants by name, structs as arrays in the order of their fields: a field
+//! more, less or elsewhere is another protocol version, which the link negotiates before anything here is
+//! sent. A message of another shape is refused as a whole. Golden bytes: `tests/proto_wire/core.rs`.
 
 use crate::base::{Epoch, Generation, NodeId, OpSeq};
 use crate::engine::durable::{Damage, Inconsistent};

@@ -179,6 +179,16 @@ impl Fields<'_> {
 pub(super) mod tests {
     use super::*;
 
+    const GOLDEN: &str = "\
+        736b63480101010105000000000000000000000000000000000000000000000000000000100000000700000000000000\
+        000000000000000003000000000000000100000000000000c8000000040000006300000000000000ffffffffffffffff\
+        ffffffffffffffff05000000000000000600000000000000726f6c650d4a92e80ae1c6988aa9bd34e520906eab562138\
+        2ff58768c9be0dfab0ad2ec2\n\
+        736b63480102010105000000000000000000000000000000000000000000000000000000100000000700000000000000\
+        000000000000000003000000000000000100000000000000c8000000040000006300000000000000ffffffffffffffff\
+        ffffffffffffffff05000000000000000600000000000000726f6c658fb2d815851f1eb095f1173531d1264a363008e4\
+        dc7d842d924557f6507443b3\n";
+
     /// Keys of both sides of a pair.
     pub(in crate::link) fn keys() -> (Keys, Keys) {
         let key = |n: u8| Zeroizing::new([n; 32]);
@@ -208,6 +218,35 @@ pub(super) mod tests {
         assert_eq!(a.open(&bytes), Err(Reject::Forged), "our own datagram sent back to us");
         let other = Keys { pair: 6, ours: Zeroizing::new([2; 32]), theirs: Zeroizing::new([1; 32]) };
         assert_eq!(other.open(&bytes), Err(Reject::OtherPair));
+    }
+
+    /// A change of these bytes is a new version of the datagram.
+    #[test]
+    fn the_golden_bytes_of_version_1_do_not_change() {
+        let (a, _) = keys();
+        let mut text = String::new();
+        for kind in [Kind::Heartbeat, Kind::Tombstone] {
+            let bytes = a.seal(&Datagram { kind, ..heartbeat(1) });
+            for byte in &bytes {
+                use std::fmt::Write;
+                let _ = write!(text, "{byte:02x}");
+            }
+            text.push('\n');
+        }
+        assert_eq!(text, GOLDEN);
+    }
+
+    #[test]
+    fn a_datagram_of_another_version_is_refused_although_its_code_fits() {
+        let (a, b) = keys();
+        let bytes = a.seal(&heartbeat(1));
+        for version in [0, VERSION + 1, u8::MAX] {
+            let mut signed = bytes[..bytes.len() - CODE].to_vec();
+            signed[4] = version;
+            let code = blake3::keyed_hash(&a.ours, &signed);
+            signed.extend_from_slice(code.as_bytes());
+            assert_eq!(b.open(&signed), Err(Reject::Malformed), "version {version}");
+        }
     }
 
     #[test]
