@@ -267,11 +267,16 @@ conditions! {
     "ALONE", "The node serves without a standby";
     "PRIM", "The node serves and has a standby";
     "SECOND", "The node is the standby";
+    "Ready", "The role is carried out as it should be";
+    "Transient", "The node is on its way to its role";
+    "NotReady", "The role is not carried out, and that does not pass by itself soon";
     "UpToDate", "The copy holds everything that was acknowledged";
+    "Consistent", "The copy is whole, but not known to be the newest";
     "Behind", "The peer may have acknowledged writes alone";
     "Crashed", "The node lost power with operations in flight";
     "Outdated", "The copy is known to be older than the peer's";
     "Inconsistent", "The copy is in the middle of a resync or a failed apply";
+    "New", "The directory is in no mirror yet";
     "Frozen", "The primary waits for a decision";
     "L0", "Guarantee level 0: the operator decides";
     "L1", "Guarantee level 1: a ping witness decides";

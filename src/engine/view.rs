@@ -104,3 +104,34 @@ pub struct View {
     /// Automatic failover is paused by the operator.
     pub paused: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::codes;
+
+    #[test]
+    fn every_word_that_status_shows_has_a_page() {
+        let roles = [Role::Stop, Role::Wait, Role::Alone, Role::Prim, Role::Second];
+        let ready = [Readiness::NotReady, Readiness::Transient, Readiness::Ready];
+        let data = [
+            DataState::UpToDate,
+            DataState::Consistent,
+            DataState::Outdated,
+            DataState::Inconsistent,
+            DataState::Crashed,
+            DataState::Behind,
+            DataState::New,
+        ];
+        let levels = [Level::L0, Level::L1, Level::L2];
+        let words = roles
+            .iter()
+            .map(|w| format!("{w:?}").to_uppercase())
+            .chain(ready.iter().map(|w| format!("{w:?}")))
+            .chain(data.iter().map(|w| format!("{w:?}")))
+            .chain(levels.iter().map(|w| format!("{w:?}")));
+        for word in words {
+            assert_eq!(codes::condition(&word).map(|c| c.name), Some(word.as_str()));
+        }
+    }
+}
