@@ -1,8 +1,8 @@
 //! Accepts connections on the Unix socket and runs one request each.
 
 use super::{Agent, Answer, ApiError, REQUEST_MAX, Request};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -16,18 +16,49 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Connections at once; operators and scripts, not a public service.
 const CONNECTIONS_MAX: usize = 64;
 
-/// Binds the socket. A stale file of a dead agent is replaced (the state directory's lock has
-/// already proven that no other agent of this node runs).
-pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
+/// How long the owner of an existing socket may take to let us in; one that is there but too busy owns it.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Why the socket is not ours.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another agent answers there.
+    #[error("another agent serves at {}", .0.display())]
+    Owned(PathBuf),
+    /// Something that is no socket, and not ours to remove.
+    #[error("{} is there and no socket", .0.display())]
+    NoSocket(PathBuf),
+    /// The system refused.
+    #[error("{0}")]
+    Io(#[source] std::io::Error),
+}
+
+/// Binds the socket. One that a dead agent left is replaced; one that somebody listens on is not.
+/// (Two agents that start at the same moment are kept apart by the guard's lock on the run directory.)
+///
+/// # Errors
+/// It belongs to somebody else; or I/O.
+pub async fn bind(path: &Path) -> Result<UnixListener, BindError> {
     if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
+        std::fs::create_dir_all(dir).map_err(BindError::Io)?;
     }
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-        _ => {}
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => return Err(BindError::NoSocket(path.to_owned())),
+        Ok(_) => {
+            let dead = match tokio::time::timeout(PROBE_LIMIT, UnixStream::connect(path)).await {
+                Ok(Err(error)) => error.kind() != std::io::ErrorKind::WouldBlock,
+                Ok(Ok(_)) | Err(_) => false,
+            };
+            if !dead {
+                return Err(BindError::Owned(path.to_owned()));
+            }
+            std::fs::remove_file(path).map_err(BindError::Io)?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(BindError::Io(error)),
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let listener = UnixListener::bind(path).map_err(BindError::Io)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(BindError::Io)?;
     Ok(listener)
 }
 
@@ -94,4 +125,23 @@ async fn put(write: &mut tokio::net::unix::OwnedWriteHalf, answer: &Answer) -> s
     let mut bytes = serde_json::to_vec(answer)?;
     bytes.push(b'\n');
     tokio::time::timeout(WRITE_DEADLINE, write.write_all(&bytes)).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_dead_agents_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/skc.sock");
+        let alive = bind(&path).await.unwrap();
+        assert!(matches!(bind(&path).await, Err(BindError::Owned(_))));
+        drop(alive);
+        bind(&path).await.expect("its owner is dead");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        assert!(matches!(bind(&file).await, Err(BindError::NoSocket(_))));
+        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    }
 }

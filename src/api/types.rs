@@ -150,7 +150,7 @@ pub struct Answer {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClusterStatus {
-    /// `metadata.name`.
+    /// `metadata.name`; empty: the entry is about the node itself, whose agent cannot serve.
     pub name: String,
     /// This node's name.
     pub node: String,
@@ -192,7 +192,7 @@ pub struct ClusterStatus {
     pub unacknowledged: u64,
     /// Milliseconds since this was computed.
     pub age_ms: u64,
-    /// Everything else, by name.
+    /// Everything else, by name; `since_ms`: how long what keeps it down has lasted.
     pub extra: BTreeMap<String, serde_json::Value>,
 }
 

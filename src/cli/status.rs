@@ -52,6 +52,9 @@ pub fn run(args: Args) -> ExitCode {
 /// One cluster for a person.
 pub fn render(c: &ClusterStatus) -> String {
     use std::fmt::Write;
+    if c.name.is_empty() {
+        return render_node(c);
+    }
     let mut s = String::new();
     let _ = writeln!(
         s,
@@ -102,6 +105,20 @@ pub fn render(c: &ClusterStatus) -> String {
         if c.would_fail_over.now { "yes" } else { "no" },
         if c.would_fail_over.why.is_empty() { String::new() } else { format!(", {}", c.would_fail_over.why) }
     );
+    for r in &c.reasons {
+        let _ = writeln!(s, "  why         [{}] {}", r.code, r.text);
+    }
+    if let Some(command) = &c.command {
+        let _ = writeln!(s, "  next        {command}");
+    }
+    s
+}
+
+/// A node whose agent cannot serve.
+fn render_node(c: &ClusterStatus) -> String {
+    use std::fmt::Write;
+    let seconds = c.extra.get("since_ms").and_then(serde_json::Value::as_u64).unwrap_or(0) / 1000;
+    let mut s = format!("this node's agent cannot serve, for {seconds} s; it tries again by itself\n");
     for r in &c.reasons {
         let _ = writeln!(s, "  why         [{}] {}", r.code, r.text);
     }

@@ -3,16 +3,15 @@
 use super::cluster::{Fencing, Shared};
 use super::node::Node;
 use super::operate::Api;
-use super::specs::SpecBook;
+use super::start::{self, Door};
+use crate::api::server::BindError;
 use crate::api::{self, Document};
 use crate::bus::{Bus, Fact};
 use crate::guard::client::{Guard, GuardEvent};
-use crate::link::{Identity, Link, LinkConfig};
-use crate::store::StateDir;
+use crate::store::StateLock;
 use crate::store::events::EventLog;
-use crate::store::specs::SpecStore;
 use futures::StreamExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -28,14 +27,17 @@ pub struct Options {
     pub specs: Option<PathBuf>,
 }
 
-/// Link events that may wait.
-const LINK_QUEUE: usize = 4096;
+/// Pause between two attempts to bind the socket; without it nobody can ask why.
+const BIND_PAUSE: Duration = Duration::from_secs(1);
+/// An owner of the socket that is still there after this long lives: one that was killed needs a moment to go.
+const OWNER_LIMIT: Duration = Duration::from_secs(3);
 
 /// Time without a sign of life of the runtime after which the guard kills this worker: three times
 /// the default heartbeat timeout (guard::GuardConfig has the same default).
 pub(super) const WATCHDOG_MS: u64 = 6_000;
 
-/// The worker: runs until the guard asks for the end. Errors are for the person who started it.
+/// The worker: runs until the guard asks for the end. Errors are for the person who started it; whatever
+/// can pass by itself is none: it is shown in status and tried again.
 pub fn worker(options: Options) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -57,24 +59,62 @@ async fn run(options: Options) -> Result<(), String> {
     if guard.run(|g| g.set_tombstone(Vec::new())).await.map_err(|e| e.to_string())? {
         tracing::info!("the tombstone of an earlier agent of this node was sent");
     }
-    let state = StateDir::open(&options.state).map_err(|e| e.to_string())?;
-    let _lock = state.lock().map_err(|e| e.to_string())?;
-    let identity = Identity::load(&state).map_err(|e| e.to_string())?;
+    // For the guard a worker is ready when it answers: what it waits for may take its time.
+    guard.run(Guard::ready).await.map_err(|e| e.to_string())?;
+    tokio::spawn(guard.clone().keep_alive(WATCHDOG_MS));
+    let up = tokio::select! {
+        biased; // the order to end first
+        () = end_requested(&mut guard_events, |_| {}) => Ok(None),
+        up = bring_up(&options, &guard) => up.map(Some),
+    };
+    let (node, lock) = match up {
+        Ok(Some(up)) => up,
+        nothing => {
+            // Announced, so that the guard leaves with this process instead of starting it again.
+            let _ = guard.run(Guard::shutting_down).await;
+            return nothing.map(|_| ()).map_err(|e| e.to_string());
+        }
+    };
+    let clusters = node.clone();
+    tokio::spawn(async move { clusters.reconcile().await });
+    if let Some(dir) = options.specs {
+        tokio::spawn(follow_specs(node.clone(), dir));
+    }
+    tracing::info!("agent is up");
+    end_requested(&mut guard_events, |event| node_event(&node, event)).await;
+    tracing::info!("orderly end");
+    node.shutdown().await;
+    node.shared.link.shutdown().await;
+    let _ = guard.run(Guard::shutting_down).await;
+    drop(lock);
+    Ok(())
+}
+
+/// Reads the guard's events until one asks for the end (or the guard is gone).
+async fn end_requested(events: &mut mpsc::Receiver<GuardEvent>, mut other: impl FnMut(GuardEvent)) {
+    loop {
+        match events.recv().await {
+            Some(GuardEvent::ShutdownRequested { .. }) | None => return,
+            Some(event) => other(event),
+        }
+    }
+}
+
+/// First the API, then everything else, as often as it takes.
+///
+/// # Errors
+/// A socket that this agent must not take.
+async fn bring_up(options: &Options, guard: &Guard) -> Result<(Arc<Node>, StateLock), BindError> {
+    let listener = listen(&options.socket).await?;
+    let door = Arc::new(Door::default());
+    tokio::spawn(api::server::serve(listener, door.clone()));
+    let root = options.state.clone();
+    let start::Opened { state, lock, identity, log, book, boot, link, link_events } =
+        start::until_up(&door, move || start::open(&root)).await;
     let name = identity.me().name.clone();
     let bus = Bus::new(name.clone());
-    let log = EventLog::open(&state).map_err(|e| e.to_string())?;
     tokio::spawn(keep_log(bus.clone(), log));
     bus.publish(None, Fact::AgentStarted { version: env!("CARGO_PKG_VERSION").to_owned() });
-
-    let (tx, link_events) = mpsc::channel(LINK_QUEUE);
-    let config = LinkConfig::new(identity.clone()).map_err(|e| e.to_string())?;
-    let boot = config.boot;
-    let link = Link::start(config, tx).map_err(|e| e.to_string())?;
-    let store = SpecStore::open(&state).map_err(|e| e.to_string())?;
-    let (book, problems) = SpecBook::open(store, name.clone()).map_err(|e| e.to_string())?;
-    for problem in problems {
-        tracing::error!(error_code = "SKC-E7012", "{problem}");
-    }
     let shared = Arc::new(Shared {
         name,
         state,
@@ -86,30 +126,29 @@ async fn run(options: Options) -> Result<(), String> {
         fencing: Mutex::new(Fencing::default()),
     });
     let node = Node::new(shared, book);
-    let listener = api::server::bind(&options.socket)
-        .map_err(|e| format!("cannot listen on {}: {e}", options.socket.display()))?;
-    tokio::spawn(api::server::serve(listener, Arc::new(Api(node.clone()))));
+    door.open(Arc::new(Api(node.clone())));
     tokio::spawn(node.clone().route(link_events));
     tokio::spawn(node.clone().beat());
-    node.reconcile().await;
-    if let Some(dir) = options.specs {
-        tokio::spawn(follow_specs(node.clone(), dir));
-    }
-    guard.run(Guard::ready).await.map_err(|e| e.to_string())?;
-    tokio::spawn(guard.clone().keep_alive(WATCHDOG_MS));
-    tracing::info!("agent is up");
+    Ok((node, lock))
+}
 
+/// Binds the socket, again and again if need be: a run directory may be mounted late.
+async fn listen(path: &Path) -> Result<tokio::net::UnixListener, BindError> {
+    let mut told = String::new();
+    let begin = tokio::time::Instant::now();
     loop {
-        match guard_events.recv().await {
-            Some(GuardEvent::ShutdownRequested { .. }) | None => break,
-            Some(event) => node_event(&node, event),
+        let error = match api::server::bind(path).await {
+            Ok(listener) => return Ok(listener),
+            Err(error @ BindError::NoSocket(_)) => return Err(error),
+            Err(error @ BindError::Owned(_)) if begin.elapsed() >= OWNER_LIMIT => return Err(error),
+            Err(error) => error.to_string(),
+        };
+        if error != told {
+            tracing::error!(error_code = "SKC-E7025", "cannot listen on {}: {error}", path.display());
+            told = error;
         }
+        tokio::time::sleep(BIND_PAUSE).await;
     }
-    tracing::info!("orderly end");
-    node.shutdown().await;
-    node.shared.link.shutdown().await;
-    let _ = guard.run(Guard::shutting_down).await;
-    Ok(())
 }
 
 fn node_event(node: &Node, event: GuardEvent) {

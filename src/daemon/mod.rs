@@ -3,6 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`agent`] | process start: guard or worker, runtime, orderly end |
+//! | [`start`] | what answers the API until all is up, and tries until it is |
 //! | [`node`] | what all clusters share; routes link events; answers the API |
 //! | [`specs`] | the specs in force, validated, durable, exchanged with the peer |
 //! | [`cluster`] | one cluster: volumes, streams, addresses, services, checkers around its core |
@@ -15,4 +16,5 @@ pub mod cluster;
 pub mod node;
 pub mod operate;
 pub mod specs;
+pub mod start;
 pub mod status;

@@ -2,12 +2,15 @@
 
 use super::cluster::ClusterUnit;
 use super::node::Node;
+use crate::api::ApiError;
 use crate::api::types::{
     ClusterStatus, ItemStatus, PathStatus, PeerStatus, Reason, VipStatus, WouldFailOver,
 };
+use crate::engine::{Readiness, Role};
 use crate::failover::config::names;
 use crate::sys::clock::boottime;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// The status of one cluster.
 pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
@@ -50,6 +53,25 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
         age_ms: boottime() - snapshot.at,
         ..ClusterStatus::default()
     }
+}
+
+/// The status of an agent that cannot serve: an entry without a name, because it is about the node.
+pub fn of_agent(node: &str, error: &ApiError, since_ms: u64, age_ms: u64) -> ClusterStatus {
+    ClusterStatus {
+        node: node.to_owned(),
+        role: word(&Role::Stop),
+        ready: word(&Readiness::NotReady),
+        reasons: vec![Reason { code: error.code.clone(), text: error.message.clone() }],
+        command: error.hint.clone(),
+        age_ms,
+        extra: since(since_ms),
+        ..ClusterStatus::default()
+    }
+}
+
+/// How long a condition has lasted, for `extra`.
+fn since(ms: u64) -> BTreeMap<String, serde_json::Value> {
+    BTreeMap::from([("since_ms".to_owned(), ms.into())])
 }
 
 /// The core's command as one can type it: it knows neither the cluster's name nor the nodes'.
