@@ -56,11 +56,14 @@ pub fn render(c: &ClusterStatus) -> String {
         return render_node(c);
     }
     let mut s = String::new();
-    let _ = writeln!(
-        s,
-        "{}  {} {}  on {}  epoch {}  data {}",
-        c.name, c.role, c.ready, c.node, c.epoch, c.data_state
-    );
+    let _ = write!(s, "{}  {} {}  on {}", c.name, c.role, c.ready, c.node);
+    // A cluster that is not up knows neither.
+    for (what, value) in [("epoch", &c.epoch), ("data", &c.data_state)] {
+        if !value.is_empty() {
+            let _ = write!(s, "  {what} {value}");
+        }
+    }
+    s.push('\n');
     let peer =
         if c.peer.connected { format!("connected, {}", c.peer.role) } else { "not connected".to_owned() };
     let _ = writeln!(s, "  peer        {} {peer}", c.peer.name);

@@ -75,8 +75,7 @@ async fn run(options: Options) -> Result<(), String> {
             return nothing.map(|_| ()).map_err(|e| e.to_string());
         }
     };
-    let clusters = node.clone();
-    tokio::spawn(async move { clusters.reconcile().await });
+    tokio::spawn(node.clone().keep_up());
     if let Some(dir) = options.specs {
         tokio::spawn(follow_specs(node.clone(), dir));
     }

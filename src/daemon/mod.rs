@@ -3,6 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`agent`] | process start: guard or worker, runtime, orderly end |
+//! | [`down`] | clusters that are not up, and why |
 //! | [`start`] | what answers the API until all is up, and tries until it is |
 //! | [`node`] | what all clusters share; routes link events; answers the API |
 //! | [`specs`] | the specs in force, validated, durable, exchanged with the peer |
@@ -13,6 +14,7 @@
 pub mod agent;
 pub mod beat;
 pub mod cluster;
+pub mod down;
 pub mod node;
 pub mod operate;
 pub mod specs;

@@ -2,13 +2,16 @@
 
 use super::beat;
 use super::cluster::{ClusterUnit, Shared};
+use super::down::Downs;
 use super::specs::SpecBook;
+use crate::api::ApiError;
 use crate::base::ClusterId;
 use crate::bus::{Bus, Fact};
 use crate::engine::{Input, LinkId, PeerMessage};
 use crate::link::{LinkEvent, LinkHandle};
 use crate::proto::envelope::Envelope;
 use crate::spec::{self, ClusterSpec};
+use crate::sys::clock::boottime;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,6 +19,9 @@ use tokio::sync::mpsc;
 
 /// Longest wait for one cluster's orderly end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(25);
+
+/// Time between two passes over all clusters: what cannot be brought up is tried again this often.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Early messages kept: a few of each of some hundred clusters.
 const EARLY_MAX: usize = 1024;
@@ -28,6 +34,10 @@ pub struct Node {
     pub specs: Mutex<SpecBook>,
     /// Running clusters.
     pub clusters: Mutex<BTreeMap<ClusterId, Arc<ClusterUnit>>>,
+    /// Clusters that should be up and are not.
+    pub down: Mutex<Downs>,
+    /// What was already said about a cluster, so that a repeated pass does not repeat it.
+    said: Mutex<BTreeMap<ClusterId, &'static str>>,
     /// Messages of the peer's cores for clusters that are not up here yet, of this link session: the
     /// peer greets as soon as the link is up, and says it only once.
     early: Mutex<Vec<(u64, ClusterId, PeerMessage)>>,
@@ -40,6 +50,15 @@ fn needs_stop(old: &ClusterSpec, new: &ClusterSpec) -> bool {
     spec::diff(Some(old), new).iter().any(|change| change.effect == spec::Effect::NeedsStop)
 }
 
+/// A part of a cluster could not be set up.
+fn not_up(why: &str) -> ApiError {
+    ApiError::new(
+        "SKC-E7020",
+        format!("it cannot be brought up: {why}"),
+        format!("skc explain SKC-E7020 (it is tried again every {} s)", TRY_AGAIN.as_secs()),
+    )
+}
+
 impl Node {
     /// A node without clusters yet.
     pub fn new(shared: Arc<Shared>, specs: SpecBook) -> Arc<Self> {
@@ -47,6 +66,8 @@ impl Node {
             shared,
             specs: Mutex::new(specs),
             clusters: Mutex::default(),
+            down: Mutex::default(),
+            said: Mutex::default(),
             early: Mutex::default(),
             changes: tokio::sync::Mutex::new(()),
         })
@@ -71,11 +92,27 @@ impl Node {
         self.clusters.lock().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned()
     }
 
+    /// Reconciles now and every [`TRY_AGAIN`]; changes of specs do it in between.
+    pub async fn keep_up(self: Arc<Self>) {
+        loop {
+            self.reconcile().await;
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
+    /// Is it the first time that this is said about the cluster (since something else was)?
+    fn is_news(&self, cluster: &ClusterId, what: &'static str) -> bool {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.insert(cluster.clone(), what) != Some(what)
+    }
+
     /// Makes the running clusters match the specs in force.
     pub async fn reconcile(self: &Arc<Self>) {
         let _one = self.changes.lock().await;
+        let mut down: Vec<(ClusterId, ApiError)> = Vec::new();
         let wanted: Vec<_> = {
             let specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
+            down.extend(specs.unusable().map(|(c, problem)| (c.clone(), problem.clone())));
             specs.live().filter_map(|(c, e)| Some((c.clone(), e.revision.number, e.spec.clone()?))).collect()
         };
         let gone: Vec<ClusterId> = self
@@ -86,7 +123,9 @@ impl Node {
             .collect();
         for id in gone {
             if self.unit(&id).is_some_and(|unit| unit.runs()) {
-                tracing::error!(cluster = %id, "its spec was removed while it runs here: it goes on until it is stopped");
+                if self.is_news(&id, "removed") {
+                    tracing::error!(cluster = %id, "its spec was removed while it runs here: it goes on until it is stopped");
+                }
                 continue;
             }
             let unit = self.clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -98,10 +137,13 @@ impl Node {
             if let Some(unit) = self.unit(&id) {
                 if !needs_stop(&unit.spec(), &spec) {
                     unit.configure(spec, revision);
+                    self.said.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                     continue;
                 }
                 if unit.runs() {
-                    tracing::warn!(cluster = %id, revision, "the new spec is taken over when the cluster is stopped here");
+                    if self.is_news(&id, "waits") {
+                        tracing::warn!(cluster = %id, revision, "the new spec is taken over when the cluster is stopped here");
+                    }
                     continue;
                 }
                 self.clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -111,15 +153,14 @@ impl Node {
                 Ok(unit) => {
                     self.introduce(id, &unit);
                 }
-                Err(error) => {
-                    tracing::error!(cluster = %id, %error, error_code = "SKC-E7020", "cluster cannot be brought up");
-                    let object = "cluster".to_owned();
-                    self.bus().publish(
-                        Some(&id.0),
-                        Fact::Error { code: "SKC-E7020".to_owned(), object, message: error },
-                    );
-                }
+                Err(error) => down.push((id, not_up(&error))),
             }
+        }
+        let news = self.down.lock().unwrap_or_else(PoisonError::into_inner).settle(down, boottime());
+        for (cluster, ApiError { code, message, .. }) in news {
+            tracing::error!(%cluster, error = message, error_code = code, "cluster cannot be brought up");
+            let object = "cluster".to_owned();
+            self.bus().publish(Some(&cluster.0), Fact::Error { code, object, message });
         }
     }
 

@@ -41,17 +41,15 @@ fn not_yet(what: &str) -> ApiError {
 }
 
 fn show(node: &Node, cluster: Option<String>) -> Result<Value, ApiError> {
-    if let Some(name) = &cluster
-        && node.unit(&ClusterId(name.clone())).is_none()
-    {
-        return Err(specs::unknown(&ClusterId(name.clone())));
+    let mut all: Vec<_> = node.units().iter().map(|u| status::of(node, u)).collect();
+    all.extend(status::of_downs(node));
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    if let Some(name) = cluster {
+        all.retain(|one| one.name == name);
+        if all.is_empty() {
+            return Err(specs::unknown(&ClusterId(name)));
+        }
     }
-    let all: Vec<_> = node
-        .units()
-        .iter()
-        .filter(|u| cluster.as_ref().is_none_or(|name| &u.id.0 == name))
-        .map(|u| status::of(node, u))
-        .collect();
     Ok(serde_json::to_value(all).unwrap_or_default())
 }
 
@@ -108,8 +106,16 @@ async fn delete(node: &Arc<Node>, cluster: ClusterId) -> Result<Value, ApiError>
     Ok(json!({"text": "removed"}))
 }
 
+/// Why there is nothing to operate on.
+fn is_down(node: &Node, cluster: &ClusterId) -> ApiError {
+    let downs = node.down.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(down) = downs.get(cluster) else { return specs::unknown(cluster) };
+    let ApiError { code, message, hint } = down.problem.clone();
+    ApiError { code, message: format!("{cluster} is not up here, nothing was done: {message}"), hint }
+}
+
 async fn operate(node: &Arc<Node>, cluster: ClusterId, action: Action) -> Result<Value, ApiError> {
-    let unit = node.unit(&cluster).ok_or_else(|| specs::unknown(&cluster))?;
+    let unit = node.unit(&cluster).ok_or_else(|| is_down(node, &cluster))?;
     let verb = action.verb();
     let command = match action {
         Action::Start => OperatorCommand::Start,

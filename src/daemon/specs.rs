@@ -8,6 +8,7 @@ use crate::api::{ApiError, Document};
 use crate::base::ClusterId;
 use crate::proto::envelope::{Envelope, SpecStamp};
 use crate::spec::{self, ClusterSpec, Source};
+use crate::store::StoreError;
 use crate::store::specs::{Revision, SpecStore, StoredSpec};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,12 +53,14 @@ pub struct SpecBook {
     store: SpecStore,
     node: String,
     entries: BTreeMap<ClusterId, Entry>,
+    /// What is stored and cannot be used, until it is replaced.
+    unusable: BTreeMap<ClusterId, ApiError>,
 }
 
 impl SpecBook {
-    /// Reads what is stored. A spec that this version refuses stays stored and is reported by `problems`.
-    pub fn open(store: SpecStore, node: String) -> Result<(Self, Vec<String>), crate::store::StoreError> {
-        let mut problems = Vec::new();
+    /// Reads what is stored. A spec that this version refuses stays stored and is told by [`Self::unusable`].
+    pub fn open(store: SpecStore, node: String) -> Result<Self, StoreError> {
+        let mut unusable = BTreeMap::new();
         let mut entries = BTreeMap::new();
         for stored in store.list()? {
             match stored {
@@ -65,16 +68,31 @@ impl SpecBook {
                     let spec = yaml.as_deref().and_then(|text| match parse_one(&cluster.0, text) {
                         Ok(spec) => Some(Arc::new(spec)),
                         Err(error) => {
-                            problems.push(format!("stored spec {cluster}: {}", error.message));
+                            unusable.insert(cluster.clone(), not_usable(&cluster, &error.message));
                             None
                         }
                     });
                     entries.insert(cluster, Entry { revision, text: yaml, spec });
                 }
-                Err(error) => problems.push(error.to_string()),
+                Err(error) => {
+                    let cluster = cluster_of(&error);
+                    let problem = not_usable(&cluster, &error.to_string());
+                    unusable.insert(cluster, problem);
+                }
             }
         }
-        Ok((Self { store, node, entries }, problems))
+        Ok(Self { store, node, entries, unusable })
+    }
+
+    /// Clusters whose stored spec this version cannot use, and why.
+    pub fn unusable(&self) -> impl Iterator<Item = (&ClusterId, &ApiError)> {
+        self.unusable.iter()
+    }
+
+    /// A new version is on disk.
+    fn enter(&mut self, cluster: ClusterId, entry: Entry) {
+        self.unusable.remove(&cluster);
+        self.entries.insert(cluster, entry);
     }
 
     /// Every cluster that is not removed.
@@ -148,7 +166,7 @@ impl SpecBook {
                 let stamp = Revision { number: revision, node: self.node.clone() };
                 self.store.save(&cluster, &stamp, &text).map_err(|e| not_stored(&cluster, &e))?;
                 let entry = Entry { revision: stamp, text: Some(text), spec: Some(Arc::new(spec)) };
-                self.entries.insert(cluster.clone(), entry);
+                self.enter(cluster.clone(), entry);
                 changed.push(cluster.clone());
             }
             applied.push(Applied { name: cluster.0, revision, result, changes });
@@ -201,7 +219,7 @@ impl SpecBook {
         };
         let revision = Revision { number: entry.revision.number + 1, node: self.node.clone() };
         self.store.remove(cluster, &revision).map_err(|e| not_stored(cluster, &e))?;
-        self.entries.insert(cluster.clone(), Entry { revision, text: None, spec: None });
+        self.enter(cluster.clone(), Entry { revision, text: None, spec: None });
         Ok(())
     }
 
@@ -220,7 +238,7 @@ impl SpecBook {
             self.store.save(cluster, &revision, &text).map_err(|e| not_stored(cluster, &e))?;
             Entry { revision, text: Some(text), spec: Some(Arc::new(spec)) }
         };
-        self.entries.insert(cluster.clone(), entry);
+        self.enter(cluster.clone(), entry);
         Ok(true)
     }
 
@@ -270,12 +288,29 @@ fn parse_one(name: &str, text: &str) -> Result<ClusterSpec, ApiError> {
     ))
 }
 
+/// Whose file it is that cannot be read.
+fn cluster_of(error: &StoreError) -> ClusterId {
+    let path = match error {
+        StoreError::Io { path, .. } | StoreError::Damaged { path, .. } => path.file_stem(),
+        _ => None,
+    };
+    ClusterId(path.map_or_else(|| "?".to_owned(), |stem| stem.to_string_lossy().into_owned()))
+}
+
+fn not_usable(cluster: &ClusterId, why: &str) -> ApiError {
+    ApiError::new(
+        "SKC-E7012",
+        format!("the stored spec of {cluster} cannot be used: {why}"),
+        format!("skc apply -f FILE, with the right spec of {cluster}"),
+    )
+}
+
 fn refused(findings: &spec::Findings) -> ApiError {
     let message = format!("the spec is refused, nothing was applied\n\n{findings}");
     ApiError::new("SKC-E7013", message, "mend every finding; `skc explain` has a page for each code")
 }
 
-fn not_stored(cluster: &ClusterId, error: &crate::store::StoreError) -> ApiError {
+fn not_stored(cluster: &ClusterId, error: &StoreError) -> ApiError {
     ApiError::new(
         "SKC-E7014",
         format!("the spec of {cluster} cannot be stored: {error}; the one before stays in force"),
@@ -286,4 +321,42 @@ fn not_stored(cluster: &ClusterId, error: &crate::store::StoreError) -> ApiError
 /// "There is no such cluster".
 pub fn unknown(cluster: &ClusterId) -> ApiError {
     ApiError::new("SKC-E7015", format!("there is no cluster {cluster}"), "`skc get` lists them")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::StateDir;
+
+    fn spec(name: &str, directory: &str) -> Document {
+        let text = format!(
+            "apiVersion: skc.dev/v1\nkind: ClusterSpec\nmetadata: {{name: {name}}}\nspec:\n  nodes:\n    \
+             - {{name: node-a, addresses: [10.0.1.1]}}\n    - {{name: node-b, addresses: [10.0.1.2]}}\n  \
+             directories:\n    - {{path: {directory}}}\n"
+        );
+        Document { file: format!("{name}.yaml"), text }
+    }
+
+    fn book(state: &StateDir) -> SpecBook {
+        SpecBook::open(SpecStore::open(state).unwrap(), "node-a".into()).unwrap()
+    }
+
+    fn shop() -> ClusterId {
+        ClusterId("shop".into())
+    }
+
+    #[test]
+    fn a_stored_spec_that_cannot_be_used_is_told_until_it_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let revision = Revision { number: 7, node: "node-a".into() };
+        SpecStore::open(&state).unwrap().save(&shop(), &revision, "spec: [").unwrap();
+        std::fs::write(state.path("specs/mail.yaml"), [0xff, 0xfe]).unwrap();
+        let mut book = book(&state);
+        let told: Vec<_> = book.unusable().map(|(c, e)| (c.0.as_str(), e.code.as_str())).collect();
+        assert_eq!(told, [("mail", "SKC-E7012"), ("shop", "SKC-E7012")]);
+        let (applied, _) = book.apply(&[spec("shop", "/srv/shop")], false, None, |_| false).unwrap();
+        assert_eq!(applied[0].revision, 8);
+        assert_eq!(book.unusable().count(), 1);
+    }
 }

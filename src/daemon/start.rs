@@ -205,10 +205,7 @@ pub fn open(root: &Path) -> Result<Opened, ApiError> {
     let lock = state.lock().map_err(|e| of_store(&e))?;
     let log = EventLog::open(&state).map_err(|e| of_store(&e))?;
     let store = SpecStore::open(&state).map_err(|e| of_store(&e))?;
-    let (book, problems) = SpecBook::open(store, identity.me().name.clone()).map_err(|e| of_store(&e))?;
-    for problem in problems {
-        tracing::error!(error_code = "SKC-E7012", "{problem}");
-    }
+    let book = SpecBook::open(store, identity.me().name.clone()).map_err(|e| of_store(&e))?;
     let (tx, link_events) = mpsc::channel(LINK_QUEUE);
     let config = LinkConfig::new(identity.clone()).map_err(|e| of_link(&e))?;
     let boot = config.boot;

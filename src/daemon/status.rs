@@ -1,24 +1,27 @@
 //! What `skc status` shows of a cluster: the core's view beside what the parts report.
 
 use super::cluster::ClusterUnit;
+use super::down::Down;
 use super::node::Node;
 use crate::api::ApiError;
 use crate::api::types::{
     ClusterStatus, ItemStatus, PathStatus, PeerStatus, Reason, VipStatus, WouldFailOver,
 };
+use crate::base::Mono;
 use crate::engine::{Readiness, Role};
 use crate::failover::config::names;
 use crate::sys::clock::boottime;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 /// The status of one cluster.
 pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
     let snapshot = unit.core.snapshot();
     let view = &snapshot.view;
-    let (spec, revision) = unit.spec.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let (spec, revision) = unit.spec.read().unwrap_or_else(PoisonError::into_inner).clone();
     let held = unit.vips.borrow().clone();
-    let items = unit.items.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let items = unit.items.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let figures = unit.streams.figures();
     ClusterStatus {
         name: unit.id.0.clone(),
@@ -67,6 +70,31 @@ pub fn of_agent(node: &str, error: &ApiError, since_ms: u64, age_ms: u64) -> Clu
         extra: since(since_ms),
         ..ClusterStatus::default()
     }
+}
+
+/// The clusters that are in the specs and not up here.
+pub fn of_downs(node: &Node) -> Vec<ClusterStatus> {
+    let downs = node.down.lock().unwrap_or_else(PoisonError::into_inner);
+    let specs = node.specs.lock().unwrap_or_else(PoisonError::into_inner);
+    let all = downs.iter().filter(|(id, _)| node.unit(id).is_none());
+    all.map(|(id, down)| {
+        let entry = specs.get(id);
+        let spec = entry.and_then(|e| e.spec.as_deref());
+        ClusterStatus {
+            peer: spec.map(|spec| peer(node, spec, String::new())).unwrap_or_default(),
+            revision: entry.map_or(0, |e| e.revision.number),
+            level: spec.map(|spec| word(&spec.level())).unwrap_or_default(),
+            ..of_down(&node.shared.name, &id.0, down, boottime())
+        }
+    })
+    .collect()
+}
+
+/// A cluster that is not up: stopped here, not ready, and why.
+fn of_down(node: &str, name: &str, down: &Down, now: Mono) -> ClusterStatus {
+    let status = of_agent(node, &down.problem, now - down.since, now - down.at);
+    let would_fail_over = WouldFailOver { now: false, why: "the cluster is not up here".to_owned() };
+    ClusterStatus { name: name.to_owned(), would_fail_over, ..status }
 }
 
 /// How long a condition has lasted, for `extra`.
@@ -140,7 +168,24 @@ fn word(value: &impl Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::command_line;
+    use super::{Down, command_line, of_down};
+    use crate::api::ApiError;
+    use crate::base::Mono;
+
+    #[test]
+    fn a_cluster_that_is_not_up_is_shown_as_stopped_with_its_reason_and_age() {
+        let problem = ApiError::new("SKC-E7020", "both slots are damaged", "skc explain SKC-E7020");
+        let down = Down { problem, since: Mono(1_000), at: Mono(11_000) };
+        let shown = of_down("node-a", "shop", &down, Mono(12_500));
+        assert_eq!(
+            (shown.name.as_str(), shown.role.as_str(), shown.ready.as_str()),
+            ("shop", "STOP", "NotReady")
+        );
+        assert_eq!(shown.reasons[0].code, "SKC-E7020");
+        assert_eq!(shown.command.as_deref(), Some("skc explain SKC-E7020"));
+        assert_eq!((shown.age_ms, shown.extra["since_ms"].as_u64()), (1_500, Some(11_500)));
+        assert!(!shown.would_fail_over.now);
+    }
 
     #[test]
     fn the_command_can_be_typed_as_shown() {
