@@ -93,10 +93,13 @@ pub enum Request {
         /// Only this one.
         cluster: Option<String>,
     },
-    /// Remove a stopped cluster's spec from both nodes.
+    /// Remove a cluster's spec from both nodes; it must be stopped on both.
     Delete {
         /// Which.
         cluster: String,
+        /// Although the other node cannot be asked whether the cluster runs there.
+        #[serde(default)]
+        force: bool,
     },
     /// An operation; the answer comes when it is done or refused.
     Operate {

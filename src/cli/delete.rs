@@ -13,6 +13,9 @@ pub struct Args {
     /// Do not ask.
     #[arg(short, long)]
     yes: bool,
+    /// Although the other node cannot be asked whether the cluster runs there: it never comes back.
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     connection: Connection,
 }
@@ -23,8 +26,8 @@ pub fn run(args: Args) -> ExitCode {
     if !args.yes && !confirm(&question) {
         return ExitCode::from(1);
     }
-    match call(&args.connection, &Request::Delete { cluster: args.cluster }, Duration::from_secs(30), |_| {})
-    {
+    let request = Request::Delete { cluster: args.cluster, force: args.force };
+    match call(&args.connection, &request, Duration::from_secs(30), |_| {}) {
         Ok(_) => ExitCode::SUCCESS,
         Err(code) => code,
     }

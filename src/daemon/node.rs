@@ -1,13 +1,13 @@
 //! One node: what all its clusters share, and the routes between link, clusters and API.
 
-use super::beat;
+use super::beat::{self, Key};
 use super::cluster::{ClusterUnit, Shared};
 use super::down::Downs;
 use super::specs::SpecBook;
 use crate::api::ApiError;
-use crate::base::ClusterId;
+use crate::base::{ClusterId, Mono};
 use crate::bus::{Bus, Fact};
-use crate::engine::{Input, LinkId, PeerMessage};
+use crate::engine::{Input, LinkId, LiveRole, PeerMessage};
 use crate::link::{LinkEvent, LinkHandle};
 use crate::proto::envelope::Envelope;
 use crate::spec::{self, ClusterSpec};
@@ -22,6 +22,17 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(25);
 
 /// Time between two passes over all clusters: what cannot be brought up is tried again this often.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
+
+/// A core that has just been brought up says Stop until its directories were looked at, also if it is
+/// about to start; after this long it means it.
+const SETTLED: u64 = 10_000;
+
+/// A heartbeat's word about a cluster holds this long: with the longest interval (10 s) each of many
+/// clusters is in every second or third heartbeat.
+const WORD_HOLDS: u64 = 30_000;
+
+/// Clusters of the peer whose word is kept; far more than a pair carries.
+const WORDS_MAX: usize = 1024;
 
 /// Early messages kept: a few of each of some hundred clusters.
 const EARLY_MAX: usize = 1024;
@@ -38,6 +49,10 @@ pub struct Node {
     pub down: Mutex<Downs>,
     /// What was already said about a cluster, so that a repeated pass does not repeat it.
     said: Mutex<BTreeMap<ClusterId, &'static str>>,
+    /// What the peer's heartbeats last said of each of its clusters, and when.
+    peer_roles: Mutex<BTreeMap<Key, (LiveRole, Mono)>>,
+    /// When each cluster was brought up.
+    born: Mutex<BTreeMap<ClusterId, Mono>>,
     /// Messages of the peer's cores for clusters that are not up here yet, of this link session: the
     /// peer greets as soon as the link is up, and says it only once.
     early: Mutex<Vec<(u64, ClusterId, PeerMessage)>>,
@@ -48,6 +63,68 @@ pub struct Node {
 /// Does the change touch what a running cluster is built on?
 fn needs_stop(old: &ClusterSpec, new: &ClusterSpec) -> bool {
     spec::diff(Some(old), new).iter().any(|change| change.effect == spec::Effect::NeedsStop)
+}
+
+/// What the other node does with a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerSays {
+    /// There is no other node yet.
+    NoPeer,
+    /// It is out of reach, or has said nothing of this cluster.
+    Nothing {
+        /// Its name.
+        peer: String,
+    },
+    /// Its heartbeat's word.
+    Role {
+        /// Its name.
+        peer: String,
+        /// The word.
+        role: LiveRole,
+    },
+}
+
+impl PeerSays {
+    /// As status shows it; empty if nothing is known.
+    pub fn role(&self) -> &'static str {
+        match self {
+            Self::Role { role: LiveRole::Stop, .. } => "STOP",
+            Self::Role { role: LiveRole::Wait, .. } => "WAIT",
+            Self::Role { role: LiveRole::Alone, .. } => "ALONE",
+            Self::Role { role: LiveRole::Prim | LiveRole::Frozen, .. } => "PRIM",
+            Self::Role { role: LiveRole::Second, .. } => "SECOND",
+            Self::NoPeer | Self::Nothing { .. } => "",
+        }
+    }
+}
+
+/// May the spec of a cluster be removed from both nodes? `force`: the operator vouches for a node that
+/// cannot be asked, never for one that says that it runs.
+pub fn may_remove(
+    cluster: &ClusterId,
+    runs_here: bool,
+    peer: &PeerSays,
+    force: bool,
+) -> Result<(), ApiError> {
+    let refused = |why: String, hint: String| {
+        Err(ApiError::new("SKC-E7022", format!("{why}; nothing was removed"), hint))
+    };
+    let stop = || format!("skc stop {cluster} (on both nodes), then skc delete {cluster}");
+    match peer {
+        _ if runs_here => refused(format!("{cluster} runs on this node"), stop()),
+        PeerSays::Role { role: LiveRole::Stop, .. } | PeerSays::NoPeer => Ok(()),
+        says @ PeerSays::Role { peer, .. } => {
+            refused(format!("{cluster} runs on {peer} ({})", says.role()), stop())
+        }
+        PeerSays::Nothing { .. } if force => Ok(()),
+        PeerSays::Nothing { peer } => refused(
+            format!("{peer} cannot be asked whether {cluster} runs there"),
+            format!(
+                "when {peer} is back: {}; if it never comes back or does not know {cluster}: skc delete {cluster} --force",
+                stop()
+            ),
+        ),
+    }
 }
 
 /// A part of a cluster could not be set up.
@@ -68,6 +145,8 @@ impl Node {
             clusters: Mutex::default(),
             down: Mutex::default(),
             said: Mutex::default(),
+            peer_roles: Mutex::default(),
+            born: Mutex::default(),
             early: Mutex::default(),
             changes: tokio::sync::Mutex::new(()),
         })
@@ -90,6 +169,45 @@ impl Node {
     /// One of them.
     pub fn unit(&self, cluster: &ClusterId) -> Option<Arc<ClusterUnit>> {
         self.clusters.lock().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned()
+    }
+
+    /// Is it certain that nothing of the cluster runs here or is about to?
+    pub fn is_stopped(&self, cluster: &ClusterId) -> bool {
+        match self.unit(cluster) {
+            Some(unit) => {
+                let born = self.born.lock().unwrap_or_else(PoisonError::into_inner).get(cluster).copied();
+                !unit.runs() && born.is_none_or(|at| boottime() - at >= SETTLED)
+            }
+            None => self.down.lock().unwrap_or_else(PoisonError::into_inner).get(cluster).is_some(),
+        }
+    }
+
+    /// What the other node does with a cluster, as far as this one knows.
+    pub fn peer_says(&self, cluster: &ClusterId) -> PeerSays {
+        let link = self.link();
+        let Some(peer) = link.identity().peer().map(|peer| peer.name.clone()) else {
+            return PeerSays::NoPeer;
+        };
+        let status = link.status();
+        if status.session.is_none() && !status.paths.iter().any(|path| path.alive) {
+            return PeerSays::Nothing { peer };
+        }
+        let roles = self.peer_roles.lock().unwrap_or_else(PoisonError::into_inner);
+        match roles.get(&Key::of(cluster)) {
+            Some((role, at)) if boottime() - *at <= WORD_HOLDS => PeerSays::Role { peer, role: *role },
+            _ => PeerSays::Nothing { peer },
+        }
+    }
+
+    fn hear(&self, key: Key, role: LiveRole) {
+        let now = boottime();
+        let mut roles = self.peer_roles.lock().unwrap_or_else(PoisonError::into_inner);
+        if roles.len() >= WORDS_MAX {
+            roles.retain(|_, (_, at)| now - *at <= WORD_HOLDS);
+        }
+        if roles.len() < WORDS_MAX || roles.contains_key(&key) {
+            roles.insert(key, (role, now));
+        }
     }
 
     /// Reconciles now and every [`TRY_AGAIN`]; changes of specs do it in between.
@@ -156,12 +274,20 @@ impl Node {
                 Err(error) => down.push((id, not_up(&error))),
             }
         }
+        if self.withheld_may_go() {
+            self.send_list(); // the peer says again what it removed
+        }
         let news = self.down.lock().unwrap_or_else(PoisonError::into_inner).settle(down, boottime());
         for (cluster, ApiError { code, message, .. }) in news {
             tracing::error!(%cluster, error = message, error_code = code, "cluster cannot be brought up");
             let object = "cluster".to_owned();
             self.bus().publish(Some(&cluster.0), Fact::Error { code, object, message });
         }
+    }
+
+    fn withheld_may_go(&self) -> bool {
+        let specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
+        specs.withheld().any(|cluster| self.is_stopped(cluster))
     }
 
     /// From here on the link's events reach the unit; it is told what it missed.
@@ -177,6 +303,7 @@ impl Node {
             }
         }
         early.retain(|(_, cluster, _)| *cluster != id);
+        self.born.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), boottime());
         clusters.insert(id, unit.clone());
     }
 
@@ -217,6 +344,7 @@ impl Node {
                 LinkEvent::Heartbeat { body, .. } => {
                     let units = self.units();
                     for (key, body) in beat::decode(&body) {
+                        self.hear(key, body.role);
                         if let Some(unit) = units.iter().find(|u| u.key == key) {
                             unit.core.input(Input::Heartbeat(body));
                         }
@@ -266,7 +394,10 @@ impl Node {
             }
             Ok(Envelope::SpecWant(cluster)) => self.send_spec(&cluster),
             Ok(Envelope::SpecPut { stamp, text }) => {
-                let result = self.specs.lock().unwrap_or_else(PoisonError::into_inner).accept(&stamp, text);
+                let stopped = |cluster: &ClusterId| self.is_stopped(cluster);
+                let mut specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
+                let result = specs.accept(&stamp, text, stopped);
+                drop(specs);
                 match result {
                     Ok(true) => {
                         let node = self.clone();
@@ -388,5 +519,28 @@ impl Node {
             unit.remove().await;
         });
         futures::future::join_all(ends).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_removed_only_when_it_is_stopped_on_both_nodes() {
+        let shop = ClusterId("shop".into());
+        let says = |role| PeerSays::Role { peer: "node-b".into(), role };
+        let silent = PeerSays::Nothing { peer: "node-b".into() };
+        let may = |here, peer: &PeerSays, force| may_remove(&shop, here, peer, force);
+        assert!(may(false, &says(LiveRole::Stop), false).is_ok());
+        assert!(may(false, &PeerSays::NoPeer, false).is_ok());
+        assert!(may(true, &says(LiveRole::Stop), true).is_err(), "it runs here");
+        for role in [LiveRole::Prim, LiveRole::Alone, LiveRole::Frozen, LiveRole::Second, LiveRole::Wait] {
+            let error = may(false, &says(role), true).expect_err("force does not remove what serves");
+            assert!(error.code == "SKC-E7022" && error.message.contains("node-b"), "{error}");
+        }
+        let error = may(false, &silent, false).expect_err("nobody knows");
+        assert!(error.hint.is_some_and(|hint| hint.contains("--force")));
+        assert!(may(false, &silent, true).is_ok());
     }
 }

@@ -1,6 +1,6 @@
 //! Answers the API.
 
-use super::node::Node;
+use super::node::{Node, may_remove};
 use super::{specs, status};
 use crate::api::{Action, Agent, ApiError, Request};
 use crate::base::ClusterId;
@@ -27,7 +27,7 @@ impl Agent for Api {
                 Request::Apply { documents, dry_run, check_index } => {
                     apply(&node, &documents, dry_run, check_index).await
                 }
-                Request::Delete { cluster } => delete(&node, ClusterId(cluster)).await,
+                Request::Delete { cluster, force } => delete(&node, ClusterId(cluster), force).await,
                 Request::Operate { cluster, action } => operate(&node, ClusterId(cluster), action).await,
                 Request::Sync { .. } => Err(not_yet("skc sync")),
                 Request::Events { follow, last } => events(&node, follow, last, more).await,
@@ -90,16 +90,12 @@ pub(super) async fn apply(
     Ok(serde_json::to_value(applied).unwrap_or_default())
 }
 
-async fn delete(node: &Arc<Node>, cluster: ClusterId) -> Result<Value, ApiError> {
-    if let Some(unit) = node.unit(&cluster)
-        && unit.core.snapshot().view.role != Role::Stop
-    {
-        return Err(ApiError::new(
-            "SKC-E7022",
-            format!("{cluster} runs on this node; nothing was removed"),
-            format!("skc stop {cluster} (on both nodes), then delete"),
-        ));
+async fn delete(node: &Arc<Node>, cluster: ClusterId, force: bool) -> Result<Value, ApiError> {
+    if node.specs.lock().unwrap_or_else(PoisonError::into_inner).get(&cluster).is_none() {
+        return Err(specs::unknown(&cluster));
     }
+    let runs_here = node.unit(&cluster).is_some_and(|unit| unit.runs());
+    may_remove(&cluster, runs_here, &node.peer_says(&cluster), force)?;
     node.specs.lock().unwrap_or_else(PoisonError::into_inner).remove(&cluster)?;
     node.send_spec(&cluster);
     node.reconcile().await;

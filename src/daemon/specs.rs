@@ -53,6 +53,8 @@ pub struct SpecBook {
     store: SpecStore,
     node: String,
     entries: BTreeMap<ClusterId, Entry>,
+    /// Removed by the peer while they ran here: kept, until they are stopped and the peer says it again.
+    withheld: BTreeMap<ClusterId, SpecStamp>,
     /// What is stored and cannot be used, until it is replaced.
     unusable: BTreeMap<ClusterId, ApiError>,
 }
@@ -81,7 +83,7 @@ impl SpecBook {
                 }
             }
         }
-        Ok(Self { store, node, entries, unusable })
+        Ok(Self { store, node, entries, withheld: BTreeMap::new(), unusable })
     }
 
     /// Clusters whose stored spec this version cannot use, and why.
@@ -89,9 +91,20 @@ impl SpecBook {
         self.unusable.iter()
     }
 
+    /// Which node removed this cluster's spec although it runs here.
+    pub fn removed_by(&self, cluster: &ClusterId) -> Option<&str> {
+        self.withheld.get(cluster).map(|stamp| stamp.node.as_str())
+    }
+
+    /// Clusters that the peer removed while they ran here.
+    pub fn withheld(&self) -> impl Iterator<Item = &ClusterId> {
+        self.withheld.keys()
+    }
+
     /// A new version is on disk.
     fn enter(&mut self, cluster: ClusterId, entry: Entry) {
         self.unusable.remove(&cluster);
+        self.withheld.remove(&cluster);
         self.entries.insert(cluster, entry);
     }
 
@@ -223,11 +236,25 @@ impl SpecBook {
         Ok(())
     }
 
-    /// Takes a spec from the peer if it is newer; true = it changed something here.
-    pub fn accept(&mut self, stamp: &SpecStamp, text: String) -> Result<bool, ApiError> {
+    /// Takes a spec from the peer if it is newer; true = it changed something here. A cluster that is
+    /// not `stopped` here does not lose its spec: what serves must come up again after a restart.
+    pub fn accept(
+        &mut self,
+        stamp: &SpecStamp,
+        text: String,
+        stopped: impl Fn(&ClusterId) -> bool,
+    ) -> Result<bool, ApiError> {
         let cluster = &stamp.cluster;
         if self.entries.get(cluster).is_some_and(|e| !stamp.newer_than(&e.stamp(cluster))) {
             return Ok(false);
+        }
+        if stamp.removed && self.get(cluster).is_some() && !stopped(cluster) {
+            self.withheld.insert(cluster.clone(), stamp.clone());
+            return Err(ApiError::new(
+                "SKC-E7022",
+                format!("{} removed {cluster} while it runs here; its spec is kept", stamp.node),
+                format!("skc stop {cluster} (it is removed then), or apply its spec again on {}", stamp.node),
+            ));
         }
         let revision = Revision { number: stamp.number, node: stamp.node.clone() };
         let entry = if stamp.removed {
@@ -358,5 +385,21 @@ mod tests {
         let (applied, _) = book.apply(&[spec("shop", "/srv/shop")], false, None, |_| false).unwrap();
         assert_eq!(applied[0].revision, 8);
         assert_eq!(book.unusable().count(), 1);
+    }
+
+    #[test]
+    fn the_peer_cannot_remove_what_runs_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let mut book = book(&state);
+        book.apply(&[spec("shop", "/srv/shop")], false, None, |_| false).unwrap();
+        let removal = SpecStamp { cluster: shop(), number: 2, node: "node-b".into(), removed: true };
+        let error = book.accept(&removal, String::new(), |_| false).expect_err("it runs");
+        assert_eq!(error.code, "SKC-E7022");
+        assert!(book.get(&shop()).is_some());
+        assert_eq!(book.removed_by(&shop()), Some("node-b"));
+        // At the next exchange of lists, when it is stopped.
+        assert!(book.accept(&removal, String::new(), |_| true).unwrap());
+        assert!(book.get(&shop()).is_none() && book.removed_by(&shop()).is_none());
     }
 }

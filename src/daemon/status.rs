@@ -7,7 +7,7 @@ use crate::api::ApiError;
 use crate::api::types::{
     ClusterStatus, ItemStatus, PathStatus, PeerStatus, Reason, VipStatus, WouldFailOver,
 };
-use crate::base::Mono;
+use crate::base::{ClusterId, Mono};
 use crate::engine::{Readiness, Role};
 use crate::failover::config::names;
 use crate::sys::clock::boottime;
@@ -45,11 +45,11 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
             .collect(),
         services: items.services.into_iter().map(item).collect(),
         checkers: items.checkers.into_iter().map(item).collect(),
-        reasons: reasons(view, &items.directories, figures.failure),
+        reasons: reasons(view, &items.directories, figures.failure).chain(removed(node, &unit.id)).collect(),
         directories: items.directories.into_iter().map(item).collect(),
         command: view.command.as_ref().map(|c| command_line(c, &unit.id.0, &names(&spec))),
         resync: figures.resync,
-        peer: peer(node, &spec, figures.peer_role),
+        peer: peer(node, &spec, node.peer_says(&unit.id).role()),
         would_fail_over: WouldFailOver { now: view.failover.yes, why: view.failover.why.clone() },
         parked: figures.parked,
         unacknowledged: figures.unacknowledged,
@@ -74,14 +74,18 @@ pub fn of_agent(node: &str, error: &ApiError, since_ms: u64, age_ms: u64) -> Clu
 
 /// The clusters that are in the specs and not up here.
 pub fn of_downs(node: &Node) -> Vec<ClusterStatus> {
-    let downs = node.down.lock().unwrap_or_else(PoisonError::into_inner);
+    // Never both locks at once: elsewhere they are taken the other way round.
+    let downs: Vec<(ClusterId, Down)> = {
+        let downs = node.down.lock().unwrap_or_else(PoisonError::into_inner);
+        downs.iter().map(|(id, down)| (id.clone(), down.clone())).collect()
+    };
     let specs = node.specs.lock().unwrap_or_else(PoisonError::into_inner);
     let all = downs.iter().filter(|(id, _)| node.unit(id).is_none());
     all.map(|(id, down)| {
         let entry = specs.get(id);
         let spec = entry.and_then(|e| e.spec.as_deref());
         ClusterStatus {
-            peer: spec.map(|spec| peer(node, spec, String::new())).unwrap_or_default(),
+            peer: spec.map(|spec| peer(node, spec, node.peer_says(id).role())).unwrap_or_default(),
             revision: entry.map_or(0, |e| e.revision.number),
             level: spec.map(|spec| word(&spec.level())).unwrap_or_default(),
             ..of_down(&node.shared.name, &id.0, down, boottime())
@@ -127,23 +131,33 @@ fn reasons(
     view: &crate::engine::View,
     directories: &[(String, String, String)],
     failure: Option<String>,
-) -> Vec<Reason> {
+) -> impl Iterator<Item = Reason> {
     let core = view.reasons.iter().map(|r| Reason { code: r.code.clone(), text: r.text.clone() });
     let unusable = directories
         .iter()
         .filter(|(_, state, note)| state != "mounted" && !note.is_empty())
         .map(|(path, _, note)| Reason { code: "SKC-E3001".to_owned(), text: format!("{path}: {note}") });
     let failed = failure.map(|text| Reason { code: "SKC-E4001".to_owned(), text });
-    core.chain(unusable).chain(failed).collect()
+    core.chain(unusable).chain(failed)
 }
 
-fn peer(node: &Node, spec: &crate::spec::ClusterSpec, role: String) -> PeerStatus {
+/// The peer removed the spec of what runs here.
+fn removed(node: &Node, cluster: &ClusterId) -> Option<Reason> {
+    let specs = node.specs.lock().unwrap_or_else(PoisonError::into_inner);
+    let peer = specs.removed_by(cluster)?;
+    let text = format!(
+        "{peer} removed the spec while the cluster runs here; it is kept until the cluster is stopped here"
+    );
+    Some(Reason { code: "SKC-E7022".to_owned(), text })
+}
+
+fn peer(node: &Node, spec: &crate::spec::ClusterSpec, role: &str) -> PeerStatus {
     let link = node.shared.link.status();
     let name = spec.spec.nodes.iter().map(|n| n.name.as_str()).find(|n| *n != node.shared.name);
     PeerStatus {
         name: name.unwrap_or_default().to_owned(),
         connected: link.session.is_some(),
-        role,
+        role: role.to_owned(),
         paths: link
             .paths
             .iter()
