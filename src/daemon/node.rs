@@ -3,12 +3,12 @@
 use super::beat::{self, Key};
 use super::cluster::{ClusterUnit, Shared};
 use super::down::Downs;
-use super::specs::SpecBook;
+use super::specs::{self, SpecBook};
 use crate::api::ApiError;
 use crate::base::{ClusterId, Mono};
 use crate::bus::{Bus, Fact};
 use crate::engine::{Input, LinkId, LiveRole, PeerMessage};
-use crate::link::{LinkEvent, LinkHandle};
+use crate::link::{LinkEvent, LinkHandle, pki};
 use crate::proto::envelope::Envelope;
 use crate::spec::{self, ClusterSpec};
 use crate::sys::clock::boottime;
@@ -171,6 +171,12 @@ impl Node {
         self.clusters.lock().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned()
     }
 
+    /// The enrolled nodes, this one first; the other one is there once it has joined.
+    pub fn pair(&self) -> Vec<pki::Node> {
+        let identity = self.link().identity();
+        std::iter::once(identity.me()).chain(identity.peer()).cloned().collect()
+    }
+
     /// Is it certain that nothing of the cluster runs here or is about to?
     pub fn is_stopped(&self, cluster: &ClusterId) -> bool {
         match self.unit(cluster) {
@@ -251,6 +257,7 @@ impl Node {
                 unit.remove().await;
             }
         }
+        let pair = self.pair();
         for (id, revision, spec) in wanted {
             if let Some(unit) = self.unit(&id) {
                 if !needs_stop(&unit.spec(), &spec) {
@@ -266,6 +273,11 @@ impl Node {
                 }
                 self.clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                 unit.remove().await;
+            }
+            if let Err(why) = specs::names_fit(&spec, &pair) {
+                let names: Vec<&str> = pair.iter().map(|node| node.name.as_str()).collect();
+                down.push((id, specs::misfit(&spec, &why, &names.join(", "))));
+                continue;
             }
             match ClusterUnit::start(self.shared.clone(), spec, revision).await {
                 Ok(unit) => {

@@ -77,7 +77,7 @@ pub(super) async fn apply(
     let (applied, changed) = {
         let mut specs = node.specs.lock().unwrap_or_else(PoisonError::into_inner);
         let running = |c: &ClusterId| node.unit(c).is_some_and(|u| u.core.snapshot().view.role != Role::Stop);
-        specs.apply(documents, dry_run, check_index, running)?
+        specs.apply(documents, dry_run, check_index, &node.pair(), running)?
     };
     for cluster in &changed {
         node.send_spec(cluster);

@@ -6,11 +6,13 @@
 
 use crate::api::{ApiError, Document};
 use crate::base::ClusterId;
+use crate::link::pki::Node;
 use crate::proto::envelope::{Envelope, SpecStamp};
 use crate::spec::{self, ClusterSpec, Source};
 use crate::store::StoreError;
 use crate::store::specs::{Revision, SpecStore, StoredSpec};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// A spec in force.
@@ -146,16 +148,20 @@ impl SpecBook {
     }
 
     /// Validates documents against each other and against the other specs in force; says what changes,
-    /// and unless `dry_run` makes it durable. `running` tells whether a cluster runs on this node: a
+    /// and unless `dry_run` makes it durable. `pair` are the enrolled nodes. `running` tells whether a cluster runs on this node: a
     /// change that needs a stop is then refused. Returns the changed clusters for the node to act on.
     pub fn apply(
         &mut self,
         documents: &[Document],
         dry_run: bool,
         check_index: Option<u64>,
+        pair: &[Node],
         running: impl Fn(&ClusterId) -> bool,
     ) -> Result<(Vec<Applied>, Vec<ClusterId>), ApiError> {
         let specs = self.validate(documents)?;
+        for (spec, _) in &specs {
+            fits(spec, pair)?;
+        }
         // Everything is checked before anything is stored: an apply is in force whole or not at all.
         for (spec, _) in &specs {
             self.admit(spec, dry_run, check_index, &running)?;
@@ -298,6 +304,51 @@ impl SpecBook {
     }
 }
 
+/// Does a spec fit the enrolled nodes? Both must be in it (of a pair that is not complete, this one), with
+/// the addresses they were enrolled with: the link knows no others, so others would be silently unused.
+pub fn fits(spec: &ClusterSpec, pair: &[Node]) -> Result<(), ApiError> {
+    let list =
+        |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut problems = names_fit(spec, pair).err().into_iter().collect::<Vec<_>>();
+    for node in pair {
+        if let Some((_, written)) = spec.node(&node.name)
+            && written.addresses != node.addresses
+        {
+            problems.push(format!(
+                "addresses of {}: the spec says [{}], it was enrolled with [{}]; heartbeat paths are those of \
+                 `skc init` and `skc join`, in that order",
+                node.name,
+                list(&written.addresses),
+                list(&node.addresses)
+            ));
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let right = pair.iter().map(|n| format!("{{name: {}, addresses: [{}]}}", n.name, list(&n.addresses)));
+    Err(misfit(spec, &problems.join("\n"), &right.collect::<Vec<_>>().join(", ")))
+}
+
+/// The part of [`fits`] without which a cluster cannot come up: the names; else what is wrong with them.
+pub fn names_fit(spec: &ClusterSpec, pair: &[Node]) -> Result<(), String> {
+    let named: Vec<&str> = spec.spec.nodes.iter().map(|n| n.name.as_str()).collect();
+    let enrolled: Vec<&str> = pair.iter().map(|n| n.name.as_str()).collect();
+    if enrolled.iter().all(|name| named.contains(name)) {
+        return Ok(());
+    }
+    Err(format!("spec.nodes are {}; enrolled here: {}", named.join(" and "), enrolled.join(" and ")))
+}
+
+/// "The spec does not fit the pair".
+pub fn misfit(spec: &ClusterSpec, why: &str, right: &str) -> ApiError {
+    ApiError::new(
+        "SKC-E7017",
+        format!("{} does not fit this pair: {why}", spec.metadata.name),
+        format!("write nodes: [{right}], or enrol the nodes as the spec has them"),
+    )
+}
+
 /// Changes for people, one a line.
 fn lines(changes: &[spec::Change]) -> Vec<String> {
     spec::diff::render(changes).lines().map(str::to_owned).collect()
@@ -364,6 +415,16 @@ mod tests {
         Document { file: format!("{name}.yaml"), text }
     }
 
+    fn node(name: &str, address: &str) -> Node {
+        let addresses = vec![address.parse().unwrap()];
+        Node { name: name.into(), addresses, port: 7690, certificate: String::new() }
+    }
+
+    /// The nodes of `spec`.
+    fn pair() -> [Node; 2] {
+        [node("node-a", "10.0.1.1"), node("node-b", "10.0.1.2")]
+    }
+
     fn book(state: &StateDir) -> SpecBook {
         SpecBook::open(SpecStore::open(state).unwrap(), "node-a".into()).unwrap()
     }
@@ -382,7 +443,7 @@ mod tests {
         let mut book = book(&state);
         let told: Vec<_> = book.unusable().map(|(c, e)| (c.0.as_str(), e.code.as_str())).collect();
         assert_eq!(told, [("mail", "SKC-E7012"), ("shop", "SKC-E7012")]);
-        let (applied, _) = book.apply(&[spec("shop", "/srv/shop")], false, None, |_| false).unwrap();
+        let (applied, _) = book.apply(&[spec("shop", "/srv/shop")], false, None, &pair(), |_| false).unwrap();
         assert_eq!(applied[0].revision, 8);
         assert_eq!(book.unusable().count(), 1);
     }
@@ -392,7 +453,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         let mut book = book(&state);
-        book.apply(&[spec("shop", "/srv/shop")], false, None, |_| false).unwrap();
+        book.apply(&[spec("shop", "/srv/shop")], false, None, &pair(), |_| false).unwrap();
         let removal = SpecStamp { cluster: shop(), number: 2, node: "node-b".into(), removed: true };
         let error = book.accept(&removal, String::new(), |_| false).expect_err("it runs");
         assert_eq!(error.code, "SKC-E7022");
@@ -401,5 +462,22 @@ mod tests {
         // At the next exchange of lists, when it is stopped.
         assert!(book.accept(&removal, String::new(), |_| true).unwrap());
         assert!(book.get(&shop()).is_none() && book.removed_by(&shop()).is_none());
+    }
+
+    #[test]
+    fn a_spec_that_does_not_fit_the_pair_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let mut book = book(&state);
+        let mut apply = |pair: &[Node]| book.apply(&[spec("shop", "/srv/shop")], true, None, pair, |_| false);
+        assert!(apply(&pair()).is_ok());
+        assert!(apply(&pair()[..1]).is_ok(), "the other node has not joined yet");
+        let other_name = apply(&[node("node-a", "10.0.1.1"), node("node-c", "10.0.1.2")]);
+        let other_address = apply(&[node("node-a", "10.0.1.1"), node("node-b", "10.9.9.9")]);
+        for (result, culprit) in [(other_name, "node-c"), (other_address, "10.9.9.9")] {
+            let error = result.expect_err(culprit);
+            assert!(error.code == "SKC-E7017" && error.message.contains(culprit), "{error}");
+            assert!(error.hint.is_some_and(|hint| hint.contains(culprit)));
+        }
     }
 }

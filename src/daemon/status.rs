@@ -3,6 +3,7 @@
 use super::cluster::ClusterUnit;
 use super::down::Down;
 use super::node::Node;
+use super::specs;
 use crate::api::ApiError;
 use crate::api::types::{
     ClusterStatus, ItemStatus, PathStatus, PeerStatus, Reason, VipStatus, WouldFailOver,
@@ -10,6 +11,7 @@ use crate::api::types::{
 use crate::base::{ClusterId, Mono};
 use crate::engine::{Readiness, Role};
 use crate::failover::config::names;
+use crate::spec::ClusterSpec;
 use crate::sys::clock::boottime;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -45,7 +47,10 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
             .collect(),
         services: items.services.into_iter().map(item).collect(),
         checkers: items.checkers.into_iter().map(item).collect(),
-        reasons: reasons(view, &items.directories, figures.failure).chain(removed(node, &unit.id)).collect(),
+        reasons: reasons(view, &items.directories, figures.failure)
+            .chain(removed(node, &unit.id))
+            .chain(misfit(node, &spec))
+            .collect(),
         directories: items.directories.into_iter().map(item).collect(),
         command: view.command.as_ref().map(|c| command_line(c, &unit.id.0, &names(&spec))),
         resync: figures.resync,
@@ -141,6 +146,13 @@ fn reasons(
     core.chain(unusable).chain(failed)
 }
 
+/// The spec names other nodes or addresses than those that are enrolled: applied before the other node
+/// joined, or by an earlier release.
+fn misfit(node: &Node, spec: &ClusterSpec) -> Option<Reason> {
+    let error = specs::fits(spec, &node.pair()).err()?;
+    Some(Reason { code: error.code, text: error.message })
+}
+
 /// The peer removed the spec of what runs here.
 fn removed(node: &Node, cluster: &ClusterId) -> Option<Reason> {
     let specs = node.specs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -151,7 +163,7 @@ fn removed(node: &Node, cluster: &ClusterId) -> Option<Reason> {
     Some(Reason { code: "SKC-E7022".to_owned(), text })
 }
 
-fn peer(node: &Node, spec: &crate::spec::ClusterSpec, role: &str) -> PeerStatus {
+fn peer(node: &Node, spec: &ClusterSpec, role: &str) -> PeerStatus {
     let link = node.shared.link.status();
     let name = spec.spec.nodes.iter().map(|n| n.name.as_str()).find(|n| *n != node.shared.name);
     PeerStatus {
