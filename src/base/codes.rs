@@ -176,6 +176,7 @@ codes! {
     NO_CLUSTER = "SKC-E7015", "There is no such cluster";
     APPLY_NEEDS_STOP = "SKC-E7016", "The change needs a stop";
     APPLY_PAIR = "SKC-E7017", "The spec does not fit the pair";
+    APPLY_KEY = "SKC-E7018", "Two clusters cannot be told apart";
     CLUSTER_START = "SKC-E7020", "A cluster cannot be brought up";
     NOT_YET = "SKC-E7021", "This is not there yet";
     DELETE_RUNNING = "SKC-E7022", "The cluster runs and cannot be removed";

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub const BODY_MAX: usize = 1150;
 
 /// Names a cluster in a heartbeat: the first bytes of a hash of its name. Two clusters of one pair
-/// with equal keys are refused when the second is applied.
+/// with equal keys are refused when the second is applied, and not brought up if they met otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key(u32);
 
@@ -51,6 +51,18 @@ pub fn decode(mut body: &[u8]) -> Vec<(Key, HeartbeatBody)> {
         }
     }
     clusters
+}
+
+/// Two cluster names with the same key.
+#[cfg(test)]
+pub fn colliding() -> (String, String) {
+    let mut seen = std::collections::HashMap::new();
+    (0..)
+        .map(|n| format!("c{n}"))
+        .find_map(|name| {
+            seen.insert(Key::of(&ClusterId(name.clone())), name.clone()).map(|other| (other, name))
+        })
+        .expect("32 bits collide after some ten thousands")
 }
 
 #[cfg(test)]

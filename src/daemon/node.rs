@@ -279,6 +279,11 @@ impl Node {
                 down.push((id, specs::misfit(&spec, &why, &names.join(", "))));
                 continue;
             }
+            if let Some(other) = self.units().iter().find(|unit| unit.key == Key::of(&id)) {
+                let problem = specs::same_key(&id, &other.id);
+                down.push((id, problem));
+                continue;
+            }
             match ClusterUnit::start(self.shared.clone(), spec, revision).await {
                 Ok(unit) => {
                     self.introduce(id, &unit);

@@ -4,6 +4,7 @@
 //! never the other way round; a spec of the peer is validated like an operator's. Absent: reacting to
 //! changes (the node does that with what [`SpecBook::apply`] and [`SpecBook::accept`] return).
 
+use super::beat::Key;
 use crate::api::{ApiError, Document};
 use crate::base::ClusterId;
 use crate::link::pki::Node;
@@ -162,6 +163,7 @@ impl SpecBook {
         for (spec, _) in &specs {
             fits(spec, pair)?;
         }
+        self.told_apart(&specs)?;
         // Everything is checked before anything is stored: an apply is in force whole or not at all.
         for (spec, _) in &specs {
             self.admit(spec, dry_run, check_index, &running)?;
@@ -191,6 +193,19 @@ impl SpecBook {
             applied.push(Applied { name: cluster.0, revision, result, changes });
         }
         Ok((applied, changed))
+    }
+
+    /// Two clusters of the pair must not have the same key in heartbeats.
+    fn told_apart(&self, specs: &[(ClusterSpec, String)]) -> Result<(), ApiError> {
+        let mut keys: BTreeMap<Key, ClusterId> = self.live().map(|(c, _)| (Key::of(c), c.clone())).collect();
+        for (spec, _) in specs {
+            let cluster = ClusterId(spec.metadata.name.clone());
+            match keys.insert(Key::of(&cluster), cluster.clone()) {
+                Some(other) if other != cluster => return Err(same_key(&cluster, &other)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn admit(
@@ -302,6 +317,17 @@ impl SpecBook {
             })
             .collect())
     }
+}
+
+/// "These two cannot be told apart".
+pub fn same_key(cluster: &ClusterId, other: &ClusterId) -> ApiError {
+    ApiError::new(
+        "SKC-E7018",
+        format!(
+            "{cluster} and {other} have the same short name in heartbeats: one would be taken for the other"
+        ),
+        format!("give {cluster} another name"),
+    )
 }
 
 /// Does a spec fit the enrolled nodes? Both must be in it (of a pair that is not complete, this one), with
@@ -479,5 +505,20 @@ mod tests {
             assert!(error.code == "SKC-E7017" && error.message.contains(culprit), "{error}");
             assert!(error.hint.is_some_and(|hint| hint.contains(culprit)));
         }
+    }
+
+    #[test]
+    fn clusters_that_heartbeats_cannot_tell_apart_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let mut book = book(&state);
+        let (one, two) = crate::daemon::beat::colliding();
+        let (one, two) = (spec(&one, "/srv/one"), spec(&two, "/srv/two"));
+        let mut apply = |specs: &[Document]| book.apply(specs, false, None, &pair(), |_| false);
+        let both = apply(&[one.clone(), two.clone()]).expect_err("in one apply");
+        assert_eq!(both.code, "SKC-E7018");
+        apply(std::slice::from_ref(&one)).unwrap();
+        assert_eq!(apply(&[two]).expect_err("beside the one in force").code, "SKC-E7018");
+        apply(&[one]).expect("itself again");
     }
 }
