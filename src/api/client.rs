@@ -1,6 +1,6 @@
 //! The blocking client that the command line uses.
 
-use super::{Answer, ApiError, Request};
+use super::{Answer, ApiError, REQUEST_MAX, Request};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -22,11 +22,14 @@ pub fn call(
             "start it with `skc agent` (or `systemctl start skc`), as root",
         )
     };
+    let mut line = serde_json::to_vec(request).unwrap_or_default();
+    line.push(b'\n');
+    if line.len() > REQUEST_MAX {
+        return Err(super::too_large());
+    }
     let mut stream = UnixStream::connect(socket).map_err(unreachable)?;
     stream.set_read_timeout(Some(patience)).map_err(unreachable)?;
     stream.set_write_timeout(Some(Duration::from_secs(10))).map_err(unreachable)?;
-    let mut line = serde_json::to_vec(request).unwrap_or_default();
-    line.push(b'\n');
     stream.write_all(&line).map_err(unreachable)?;
     let mut reader = BufReader::new(stream);
     let mut buffer = String::new();

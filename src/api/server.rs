@@ -13,6 +13,8 @@ use tokio::sync::mpsc;
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 /// A client that does not take its answer within this time is dropped.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// What is read of a request that is too large, so that its sender gets to hear so; more is cut off.
+const DISCARD_MAX: u64 = 256 << 20;
 /// Connections at once; operators and scripts, not a public service.
 const CONNECTIONS_MAX: usize = 64;
 
@@ -89,7 +91,20 @@ async fn one(stream: UnixStream, agent: Arc<dyn Agent>) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = Vec::new();
     let mut reader = BufReader::new(read.take(REQUEST_MAX as u64));
-    tokio::time::timeout(REQUEST_DEADLINE, reader.read_until(b'\n', &mut line)).await??;
+    let asked = async {
+        reader.read_until(b'\n', &mut line).await?;
+        if line.len() < REQUEST_MAX || line.ends_with(b"\n") {
+            return Ok(true);
+        }
+        // The rest is read and dropped: a client that still writes would not read the answer.
+        reader.get_mut().set_limit(DISCARD_MAX);
+        skip_line(&mut reader).await.map(|()| false)
+    };
+    let whole = tokio::time::timeout(REQUEST_DEADLINE, asked).await??;
+    if !whole {
+        let answer = Answer { more: false, body: None, error: Some(super::too_large()) };
+        return put(&mut write, &answer).await;
+    }
     let request: Request = match serde_json::from_slice(&line) {
         Ok(request) => request,
         Err(error) => {
@@ -121,6 +136,19 @@ async fn one(stream: UnixStream, agent: Arc<dyn Agent>) -> std::io::Result<()> {
     }
 }
 
+/// Reads up to the end of the line (or of what comes), keeping nothing.
+async fn skip_line(reader: &mut (impl AsyncBufReadExt + Unpin)) -> std::io::Result<()> {
+    loop {
+        let chunk = reader.fill_buf().await?;
+        let end = chunk.iter().position(|byte| *byte == b'\n');
+        let (used, done) = (end.map_or(chunk.len(), |at| at + 1), end.is_some() || chunk.is_empty());
+        reader.consume(used);
+        if done {
+            return Ok(());
+        }
+    }
+}
+
 async fn put(write: &mut tokio::net::unix::OwnedWriteHalf, answer: &Answer) -> std::io::Result<()> {
     let mut bytes = serde_json::to_vec(answer)?;
     bytes.push(b'\n');
@@ -143,5 +171,47 @@ mod tests {
         std::fs::write(&file, "precious").unwrap();
         assert!(matches!(bind(&file).await, Err(BindError::NoSocket(_))));
         assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+    }
+
+    struct Echo;
+
+    impl Agent for Echo {
+        fn call(
+            &self,
+            request: Request,
+            _: mpsc::Sender<serde_json::Value>,
+        ) -> futures::future::BoxFuture<'_, Result<serde_json::Value, ApiError>> {
+            Box::pin(async move { Ok(serde_json::to_value(request).unwrap_or_default()) })
+        }
+    }
+
+    /// A server in a directory of its own.
+    async fn served(agent: Arc<dyn Agent>) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("skc.sock");
+        tokio::spawn(serve(bind(&path).await.unwrap(), agent));
+        (dir, path)
+    }
+
+    async fn answer(client: UnixStream) -> Answer {
+        let mut line = String::new();
+        BufReader::new(client).read_line(&mut line).await.unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_too_large_is_told_the_limit() {
+        let (_dir, path) = served(Arc::new(Echo)).await;
+        // Exactly the limit, its newline included, is fine.
+        let empty = serde_json::to_vec(&Request::Get { cluster: Some(String::new()) }).unwrap();
+        for (over, code) in [(0, None), (1, Some("SKC-E7007")), (20 << 20, Some("SKC-E7007"))] {
+            let name = "x".repeat(REQUEST_MAX - 1 - empty.len() + over);
+            let mut bytes = serde_json::to_vec(&Request::Get { cluster: Some(name) }).unwrap();
+            bytes.push(b'\n');
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            client.write_all(&bytes).await.unwrap();
+            let answer = answer(client).await;
+            assert_eq!(answer.error.map(|e| e.code).as_deref(), code, "{over} bytes over");
+        }
     }
 }
