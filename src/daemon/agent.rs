@@ -161,12 +161,24 @@ fn node_event(node: &Node, event: GuardEvent) {
 async fn keep_log(bus: Bus, mut log: EventLog) {
     let mut events = bus.subscribe();
     while let Some(item) = events.next().await {
-        if let crate::bus::Item::Event(event) = item
-            && !event.fact.is_progress()
-            && let Err(error) = log.append(&*event)
-        {
-            tracing::warn!(%error, "event log");
+        let crate::bus::Item::Event(event) = item else { continue };
+        if event.fact.is_progress() {
+            continue;
         }
+        let write = move || {
+            if let Err(error) = log.append(&*event) {
+                tracing::warn!(%error, "event log");
+            }
+            log
+        };
+        // A disk that hangs holds this task only; the bus counts what it misses meanwhile.
+        log = match tokio::task::spawn_blocking(write).await {
+            Ok(log) => log,
+            Err(error) => {
+                tracing::error!(%error, "the event log ends");
+                return;
+            }
+        };
     }
 }
 
@@ -182,7 +194,7 @@ async fn follow_specs(node: Arc<Node>, dir: PathBuf) {
                     .into_iter()
                     .map(|(file, text)| Document { file: file.display().to_string(), text })
                     .collect();
-                super::operate::apply(&node, &documents, false, None).await.map(drop)
+                super::operate::apply(node.clone(), documents, false, None).await.map(drop)
             }
             Err(error) => {
                 tracing::error!(%error, "the watched spec directory");

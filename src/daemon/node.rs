@@ -9,16 +9,22 @@ use crate::base::{ClusterId, Mono};
 use crate::bus::{Bus, Fact};
 use crate::engine::{Input, LinkId, LiveRole, PeerMessage};
 use crate::link::{LinkEvent, LinkHandle, pki};
-use crate::proto::envelope::Envelope;
+use crate::proto::envelope::{Envelope, SpecStamp};
 use crate::spec::{self, ClusterSpec};
 use crate::sys::clock::boottime;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// Longest wait for one cluster's orderly end.
-const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(25);
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(24);
+/// Then, for what is left of it. With the link's two seconds: within the guard's 30.
+const LAST_LIMIT: Duration = Duration::from_secs(3);
+/// Longest wait for a removed cluster's end, or for its fencing record to be read; longer than what its
+/// parts take by their own limits. It is waited for again in the next pass.
+const CHANGE_LIMIT: Duration = Duration::from_secs(15);
 
 /// Time between two passes over all clusters: what cannot be brought up is tried again this often.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
@@ -57,7 +63,16 @@ pub struct Node {
     /// peer greets as soon as the link is up, and says it only once.
     early: Mutex<Vec<(u64, ClusterId, PeerMessage)>>,
     /// Serialises bringing clusters up and down.
-    pub changes: tokio::sync::Mutex<()>,
+    changes: tokio::sync::Mutex<Unfinished>,
+    /// Serialises changes of the specs.
+    writing: tokio::sync::Mutex<()>,
+}
+
+/// What did not end within [`CHANGE_LIMIT`].
+#[derive(Default)]
+struct Unfinished {
+    starting: BTreeMap<ClusterId, JoinHandle<Result<Arc<ClusterUnit>, String>>>,
+    ending: BTreeMap<ClusterId, Arc<ClusterUnit>>,
 }
 
 /// Does the change touch what a running cluster is built on?
@@ -148,7 +163,8 @@ impl Node {
             peer_roles: Mutex::default(),
             born: Mutex::default(),
             early: Mutex::default(),
-            changes: tokio::sync::Mutex::new(()),
+            changes: tokio::sync::Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
         })
     }
 
@@ -232,13 +248,14 @@ impl Node {
 
     /// Makes the running clusters match the specs in force.
     pub async fn reconcile(self: &Arc<Self>) {
-        let _one = self.changes.lock().await;
+        let mut changes = self.changes.lock().await;
         let mut down: Vec<(ClusterId, ApiError)> = Vec::new();
         let wanted: Vec<_> = {
             let specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
             down.extend(specs.unusable().map(|(c, problem)| (c.clone(), problem.clone())));
             specs.live().filter_map(|(c, e)| Some((c.clone(), e.revision.number, e.spec.clone()?))).collect()
         };
+        self.finish(&mut changes, &wanted.iter().map(|(c, _, _)| c).collect::<Vec<_>>()).await;
         let gone: Vec<ClusterId> = self
             .units()
             .iter()
@@ -252,10 +269,7 @@ impl Node {
                 }
                 continue;
             }
-            let unit = self.clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-            if let Some(unit) = unit {
-                unit.remove().await;
-            }
+            self.end(&mut changes, &id).await;
         }
         let pair = self.pair();
         for (id, revision, spec) in wanted {
@@ -271,8 +285,11 @@ impl Node {
                     }
                     continue;
                 }
-                self.clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-                unit.remove().await;
+                self.end(&mut changes, &id).await;
+            }
+            if changes.ending.contains_key(&id) {
+                down.push((id, not_up("its former life has not ended: its disk does not answer")));
+                continue;
             }
             if let Err(why) = specs::names_fit(&spec, &pair) {
                 let names: Vec<&str> = pair.iter().map(|node| node.name.as_str()).collect();
@@ -284,11 +301,16 @@ impl Node {
                 down.push((id, problem));
                 continue;
             }
-            match ClusterUnit::start(self.shared.clone(), spec, revision).await {
-                Ok(unit) => {
-                    self.introduce(id, &unit);
+            let start = || tokio::spawn(ClusterUnit::start(self.shared.clone(), spec, revision));
+            let mut starting = changes.starting.remove(&id).unwrap_or_else(start);
+            match tokio::time::timeout(CHANGE_LIMIT, &mut starting).await {
+                Ok(Ok(Ok(unit))) => self.introduce(id, &unit),
+                Ok(Ok(Err(error))) => down.push((id, not_up(&error))),
+                Ok(Err(error)) => down.push((id, not_up(&error.to_string()))),
+                Err(_) => {
+                    changes.starting.insert(id.clone(), starting);
+                    down.push((id, not_up("the disk of the state directory does not answer")));
                 }
-                Err(error) => down.push((id, not_up(&error))),
             }
         }
         if self.withheld_may_go() {
@@ -299,6 +321,87 @@ impl Node {
             tracing::error!(%cluster, error = message, error_code = code, "cluster cannot be brought up");
             let object = "cluster".to_owned();
             self.bus().publish(Some(&cluster.0), Fact::Error { code, object, message });
+        }
+    }
+
+    /// Takes a cluster down; what hangs is kept in `changes`.
+    async fn end(&self, changes: &mut Unfinished, id: &ClusterId) {
+        let unit = self.clusters.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        if let Some(unit) = unit
+            && !unit.remove(CHANGE_LIMIT).await
+        {
+            tracing::error!(cluster = %id, error_code = "SKC-E7020", "it does not end: its disk does not answer");
+            changes.ending.insert(id.clone(), unit);
+        }
+    }
+
+    /// Goes on with what earlier passes left; without waiting, because each of them may hang for ever.
+    async fn finish(&self, changes: &mut Unfinished, wanted: &[&ClusterId]) {
+        let stale = |(id, task): &(&ClusterId, &JoinHandle<_>)| task.is_finished() && !wanted.contains(id);
+        let stale: Vec<ClusterId> = changes.starting.iter().filter(stale).map(|(id, _)| id.clone()).collect();
+        for id in stale {
+            // Up at last, and nobody wants it any more.
+            if let Some(task) = changes.starting.remove(&id)
+                && let Ok(Ok(unit)) = task.await
+            {
+                changes.ending.insert(id, unit);
+            }
+        }
+        let mut left = BTreeMap::new();
+        for (id, unit) in std::mem::take(&mut changes.ending) {
+            if !unit.remove(Duration::ZERO).await {
+                left.insert(id, unit);
+            }
+        }
+        changes.ending = left;
+    }
+
+    /// Changes the specs on a blocking thread: they are validated and made durable there, and readers see
+    /// the former ones meanwhile.
+    ///
+    /// # Cancel safety
+    /// None: cancelled, the disk may hold what memory does not. For tasks that nobody cancels.
+    pub async fn change_specs<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut SpecBook) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let Ok(_one) = tokio::time::timeout(CHANGE_LIMIT, self.writing.lock()).await else {
+            let why =
+                "an earlier change of the specs has not ended: the state directory's disk does not answer";
+            return Err(ApiError::new("SKC-E7014", why, "see to that disk; nothing was changed"));
+        };
+        let mut book = self.specs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let work = move || {
+            let result = change(&mut book);
+            (book, result)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        let (book, result) = done.map_err(|error| {
+            let hint = "look at the agent's log";
+            ApiError::new("SKC-E7014", format!("the change of the specs broke off: {error}"), hint)
+        })?;
+        // Also after an error: what was stored before it is in force.
+        *self.specs.lock().unwrap_or_else(PoisonError::into_inner) = book;
+        result
+    }
+
+    /// Takes a spec of the peer, then acts on it.
+    async fn take(self: Arc<Self>, stamp: SpecStamp, text: String) {
+        let (node, told) = (self.clone(), stamp.clone());
+        let accepted = self
+            .change_specs(move |specs| specs.accept(&told, text, |cluster| node.is_stopped(cluster)))
+            .await;
+        let cluster = Some(stamp.cluster.0.as_str());
+        match accepted {
+            Ok(true) => {
+                self.bus().publish(cluster, Fact::SpecApplied { revision: stamp.number });
+                self.reconcile().await;
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(cluster = %stamp.cluster, %error, "the peer's spec is refused here");
+                self.bus().publish(cluster, Fact::SpecRefused { code: error.code, reason: error.message });
+            }
         }
     }
 
@@ -410,28 +513,9 @@ impl Node {
                 }
             }
             Ok(Envelope::SpecWant(cluster)) => self.send_spec(&cluster),
-            Ok(Envelope::SpecPut { stamp, text }) => {
-                let stopped = |cluster: &ClusterId| self.is_stopped(cluster);
-                let mut specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
-                let result = specs.accept(&stamp, text, stopped);
-                drop(specs);
-                match result {
-                    Ok(true) => {
-                        let node = self.clone();
-                        self.bus()
-                            .publish(Some(&stamp.cluster.0), Fact::SpecApplied { revision: stamp.number });
-                        tokio::spawn(async move { node.reconcile().await });
-                    }
-                    Ok(false) => {}
-                    Err(error) => {
-                        tracing::error!(cluster = %stamp.cluster, %error, "the peer's spec is refused here");
-                        self.bus().publish(
-                            Some(&stamp.cluster.0),
-                            Fact::SpecRefused { code: error.code, reason: error.message },
-                        );
-                    }
-                }
-            }
+            // Not in line with the messages that follow: a newer stamp wins in any order, and the peer's
+            // core messages of a cluster that is not up yet are kept.
+            Ok(Envelope::SpecPut { stamp, text }) => drop(tokio::spawn(self.clone().take(stamp, text))),
             Err(error) => tracing::error!(%error, "a message of the peer is not understood"),
         }
     }
@@ -533,7 +617,9 @@ impl Node {
             if tokio::time::timeout(SHUTDOWN_DEADLINE, unit.core.shutdown()).await.is_err() {
                 tracing::error!(cluster = %unit.id, "no orderly end in time; the guard stops the services");
             }
-            unit.remove().await;
+            if !unit.remove(LAST_LIMIT).await {
+                tracing::error!(cluster = %unit.id, "it does not end; the guard fences what is left");
+            }
         });
         futures::future::join_all(ends).await;
     }

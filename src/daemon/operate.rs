@@ -9,8 +9,15 @@ use crate::engine::{OperatorCommand, OperatorResult, Role};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
+use std::future::Future;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 use tokio::sync::mpsc;
+
+/// Longest wait for an operation: far above the longest orderly stop of services.
+const OPERATE_LIMIT: Duration = Duration::from_secs(600);
+/// Longest wait for an unmount; what cannot be unmounted in order is detached, which takes no disk.
+const EJECT_LIMIT: Duration = Duration::from_secs(60);
 
 /// The agent as the API server sees it.
 pub struct Api(pub Arc<Node>);
@@ -23,17 +30,30 @@ impl Agent for Api {
                 Request::Ping => Ok(json!({"version": env!("CARGO_PKG_VERSION")})),
                 Request::Status { cluster } => show(&node, cluster),
                 Request::Get { cluster } => get(&node, cluster),
-                Request::Diff { documents } => apply(&node, &documents, true, None).await,
+                Request::Diff { documents } => to_its_end(apply(node, documents, true, None)).await,
                 Request::Apply { documents, dry_run, check_index } => {
-                    apply(&node, &documents, dry_run, check_index).await
+                    to_its_end(apply(node, documents, dry_run, check_index)).await
                 }
-                Request::Delete { cluster, force } => delete(&node, ClusterId(cluster), force).await,
-                Request::Operate { cluster, action } => operate(&node, ClusterId(cluster), action).await,
+                Request::Delete { cluster, force } => {
+                    to_its_end(delete(node, ClusterId(cluster), force)).await
+                }
+                Request::Operate { cluster, action } => {
+                    to_its_end(operate(node, ClusterId(cluster), action, more)).await
+                }
                 Request::Sync { .. } => Err(not_yet("skc sync")),
                 Request::Events { follow, last } => events(&node, follow, last, more).await,
             }
         })
     }
+}
+
+/// Work that a client who leaves must not break off half-way.
+async fn to_its_end(
+    work: impl Future<Output = Result<Value, ApiError>> + Send + 'static,
+) -> Result<Value, ApiError> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        Err(ApiError::new("SKC-E7024", format!("the work broke off: {error}"), "look at the agent's log"))
+    })
 }
 
 fn not_yet(what: &str) -> ApiError {
@@ -69,16 +89,17 @@ fn get(node: &Node, cluster: Option<String>) -> Result<Value, ApiError> {
 }
 
 pub(super) async fn apply(
-    node: &Arc<Node>,
-    documents: &[crate::api::Document],
+    node: Arc<Node>,
+    documents: Vec<crate::api::Document>,
     dry_run: bool,
     check_index: Option<u64>,
 ) -> Result<Value, ApiError> {
-    let (applied, changed) = {
-        let mut specs = node.specs.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = |c: &ClusterId| node.unit(c).is_some_and(|u| u.core.snapshot().view.role != Role::Stop);
-        specs.apply(documents, dry_run, check_index, &node.pair(), running)?
+    let here = node.clone();
+    let change = move |specs: &mut specs::SpecBook| {
+        let running = |c: &ClusterId| here.unit(c).is_some_and(|unit| unit.runs());
+        specs.apply(&documents, dry_run, check_index, &here.pair(), running)
     };
+    let (applied, changed) = node.change_specs(change).await?;
     for cluster in &changed {
         node.send_spec(cluster);
         let revision = applied.iter().find(|a| a.name == cluster.0).map_or(0, |a| a.revision);
@@ -90,13 +111,14 @@ pub(super) async fn apply(
     Ok(serde_json::to_value(applied).unwrap_or_default())
 }
 
-async fn delete(node: &Arc<Node>, cluster: ClusterId, force: bool) -> Result<Value, ApiError> {
+async fn delete(node: Arc<Node>, cluster: ClusterId, force: bool) -> Result<Value, ApiError> {
     if node.specs.lock().unwrap_or_else(PoisonError::into_inner).get(&cluster).is_none() {
         return Err(specs::unknown(&cluster));
     }
     let runs_here = node.unit(&cluster).is_some_and(|unit| unit.runs());
     may_remove(&cluster, runs_here, &node.peer_says(&cluster), force)?;
-    node.specs.lock().unwrap_or_else(PoisonError::into_inner).remove(&cluster)?;
+    let gone = cluster.clone();
+    node.change_specs(move |specs| specs.remove(&gone)).await?;
     node.send_spec(&cluster);
     node.reconcile().await;
     Ok(json!({"text": "removed"}))
@@ -110,8 +132,43 @@ fn is_down(node: &Node, cluster: &ClusterId) -> ApiError {
     ApiError { code, message: format!("{cluster} is not up here, nothing was done: {message}"), hint }
 }
 
-async fn operate(node: &Arc<Node>, cluster: ClusterId, action: Action) -> Result<Value, ApiError> {
-    let unit = node.unit(&cluster).ok_or_else(|| is_down(node, &cluster))?;
+/// How a wait ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Waited<T> {
+    For(T),
+    ClientLeft,
+    TooLong,
+}
+
+/// Waits for `work`, as long as the client does and no longer than `limit`; what was asked goes on without it.
+async fn wait_for<T>(
+    work: impl Future<Output = T>,
+    client: &mpsc::Sender<Value>,
+    limit: Duration,
+) -> Waited<T> {
+    tokio::select! {
+        biased; // a result that is there counts
+        result = work => Waited::For(result),
+        () = client.closed() => Waited::ClientLeft,
+        () = tokio::time::sleep(limit) => Waited::TooLong,
+    }
+}
+
+fn too_slow(verb: &str, cluster: &ClusterId, limit: Duration) -> ApiError {
+    ApiError::new(
+        "SKC-E7028",
+        format!("{verb} of {cluster} is not done after {} s; it goes on", limit.as_secs()),
+        "skc status, skc events",
+    )
+}
+
+async fn operate(
+    node: Arc<Node>,
+    cluster: ClusterId,
+    action: Action,
+    client: mpsc::Sender<Value>,
+) -> Result<Value, ApiError> {
+    let unit = node.unit(&cluster).ok_or_else(|| is_down(&node, &cluster))?;
     let verb = action.verb();
     let command = match action {
         Action::Start => OperatorCommand::Start,
@@ -142,7 +199,9 @@ async fn operate(node: &Arc<Node>, cluster: ClusterId, action: Action) -> Result
                     format!("skc stop {cluster}"),
                 ));
             }
-            unit.eject().await;
+            if tokio::time::timeout(EJECT_LIMIT, unit.eject()).await.is_err() {
+                return Err(too_slow("eject", &cluster, EJECT_LIMIT));
+            }
             node.bus().publish(
                 Some(&cluster.0),
                 Fact::OperatorAction { action: "eject".into(), outcome: "done".into() },
@@ -150,22 +209,27 @@ async fn operate(node: &Arc<Node>, cluster: ClusterId, action: Action) -> Result
             return Ok(json!({"text": "unmounted; the directories are plain again"}));
         }
     };
-    if matches!(command, OperatorCommand::Start) {
-        unit.uneject().await;
-    }
     let stops = matches!(command, OperatorCommand::Stop);
-    let result = unit.core.operate(command).await;
+    let work = async {
+        if matches!(command, OperatorCommand::Start) {
+            unit.uneject().await;
+        }
+        unit.core.operate(command).await
+    };
+    let waited = wait_for(work, &client, OPERATE_LIMIT).await;
     if stops {
         // A spec or a removal that waited for the stop is taken over now.
         let node = node.clone();
         tokio::spawn(async move { node.reconcile().await });
     }
     let name = verb.to_owned();
-    let (outcome, answer) = match result {
-        Some(OperatorResult::Done) => {
-            ("done".to_owned(), Ok(json!({"text": "done", "status": status::of(node, &unit)})))
+    let (outcome, answer) = match waited {
+        Waited::For(Some(OperatorResult::Done)) => {
+            ("done".to_owned(), Ok(json!({"text": "done", "status": status::of(&node, &unit)})))
         }
-        Some(OperatorResult::Refused { code, hint }) => (
+        Waited::ClientLeft => ("not waited for".to_owned(), Err(too_slow(verb, &cluster, Duration::ZERO))),
+        Waited::TooLong => ("not done yet".to_owned(), Err(too_slow(verb, &cluster, OPERATE_LIMIT))),
+        Waited::For(Some(OperatorResult::Refused { code, hint })) => (
             format!("refused ({code})"),
             Err(ApiError {
                 code: code.to_owned(),
@@ -173,7 +237,7 @@ async fn operate(node: &Arc<Node>, cluster: ClusterId, action: Action) -> Result
                 hint: Some(hint),
             }),
         ),
-        None => (
+        Waited::For(None) => (
             "unknown".to_owned(),
             Err(ApiError::new("SKC-E7024", "the cluster ended before it answered", "skc status")),
         ),
@@ -213,4 +277,20 @@ async fn events(
         }
     }
     Ok(Value::Null)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn no_wait_for_an_operation_is_without_end() {
+        let (client, answers) = mpsc::channel(1);
+        let limit = Duration::from_secs(1);
+        assert_eq!(wait_for(async { 7 }, &client, limit).await, Waited::For(7));
+        assert_eq!(wait_for(std::future::pending::<()>(), &client, limit).await, Waited::TooLong);
+        drop(answers);
+        let long = Duration::from_secs(1_000_000);
+        assert_eq!(wait_for(std::future::pending::<()>(), &client, long).await, Waited::ClientLeft);
+    }
 }

@@ -1,8 +1,9 @@
 //! The specs in force on this node: validated, durable, exchanged with the peer.
 //!
 //! Invariants: a spec is on disk before anything acts on it; a newer revision replaces an older one,
-//! never the other way round; a spec of the peer is validated like an operator's. Absent: reacting to
-//! changes (the node does that with what [`SpecBook::apply`] and [`SpecBook::accept`] return).
+//! never the other way round; a spec of the peer is validated like an operator's. What changes them blocks
+//! (it is durable when it returns): the node calls it on a blocking thread. Absent: reacting to changes
+//! (the node does that with what [`SpecBook::apply`] and [`SpecBook::accept`] return).
 
 use super::beat::Key;
 use crate::api::{ApiError, Document};
@@ -52,6 +53,7 @@ pub struct Applied {
 }
 
 /// All specs of the pair as this node knows them.
+#[derive(Clone)]
 pub struct SpecBook {
     store: SpecStore,
     node: String,

@@ -398,19 +398,34 @@ impl ClusterUnit {
         format!("{}:{}", self.id, path.display())
     }
 
-    /// Ends all tasks and unmounts.
-    pub async fn remove(self: &Arc<Self>) {
-        self.stop.send_replace(true);
+    /// Ends all tasks and unmounts; true when that is done. After `limit` (an effect that hangs, usually in
+    /// a disk) it goes on in the background and the answer is false: nothing of this cluster may be brought
+    /// up here before a later call says true.
+    pub async fn remove(self: &Arc<Self>, limit: Duration) -> bool {
+        let first = !self.stop.send_replace(true);
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {
             task.abort();
         }
-        if let Some(driver) = self.driver.lock().await.take()
-            && let Ok(mut world) = driver.await
-        {
-            world.end().await;
+        let mut ending = self.driver.lock().await;
+        if let Some(driver) = ending.take_if(|_| first) {
+            let unit = self.clone();
+            *ending = Some(tokio::spawn(async move {
+                let mut world = driver.await;
+                if let Ok(world) = &mut world {
+                    world.end().await;
+                }
+                unit.eject().await;
+                world.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+            }));
         }
-        self.eject().await;
+        if let Some(task) = &mut *ending {
+            if tokio::time::timeout(limit, task).await.is_err() {
+                return false;
+            }
+            *ending = None;
+        }
+        true
     }
 }
 
