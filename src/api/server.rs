@@ -5,9 +5,10 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// A client that does not send its request within this time is dropped.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -17,6 +18,10 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 const DISCARD_MAX: u64 = 256 << 20;
 /// Connections at once; operators and scripts, not a public service.
 const CONNECTIONS_MAX: usize = 64;
+/// Of them, those that follow events: they stay for as long as they like and must not lock out the others.
+const FOLLOWERS_MAX: usize = 16;
+/// Between two looks whether a client that has closed its sending side is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// How long the owner of an existing socket may take to let us in; one that is there but too busy owns it.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
@@ -66,17 +71,17 @@ pub async fn bind(path: &Path) -> Result<UnixListener, BindError> {
 
 /// Serves until the listener fails or the task is dropped.
 pub async fn serve(listener: UnixListener, agent: Arc<dyn Agent>) {
-    let slots = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let agent = agent.clone();
+                let (agent, followers) = (agent.clone(), followers.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = one(stream, agent).await {
+                    if let Err(error) = one(stream, agent, slot, &followers).await {
                         tracing::debug!(%error, "api connection ended");
                     }
-                    drop(slot);
                 });
             }
             Err(error) => {
@@ -87,7 +92,13 @@ pub async fn serve(listener: UnixListener, agent: Arc<dyn Agent>) {
     }
 }
 
-async fn one(stream: UnixStream, agent: Arc<dyn Agent>) -> std::io::Result<()> {
+/// One request; a client that leaves ends the wait for its answer, not what it asked for.
+async fn one(
+    stream: UnixStream,
+    agent: Arc<dyn Agent>,
+    slot: OwnedSemaphorePermit,
+    followers: &Arc<Semaphore>,
+) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = Vec::new();
     let mut reader = BufReader::new(read.take(REQUEST_MAX as u64));
@@ -116,11 +127,26 @@ async fn one(stream: UnixStream, agent: Arc<dyn Agent>) -> std::io::Result<()> {
             return put(&mut write, &Answer { more: false, body: None, error: Some(error) }).await;
         }
     };
+    let _slot = if matches!(request, Request::Events { follow: true, .. }) {
+        let Ok(place) = followers.clone().try_acquire_owned() else {
+            let error = ApiError::new(
+                "SKC-E7006",
+                format!("{FOLLOWERS_MAX} clients follow the events already"),
+                "end one of them (`skc events -f`), or ask without -f",
+            );
+            return put(&mut write, &Answer { more: false, body: None, error: Some(error) }).await;
+        };
+        drop(slot);
+        place
+    } else {
+        slot
+    };
+    let mut left = std::pin::pin!(left(reader.into_inner().into_inner()));
     let (tx, mut rx) = mpsc::channel(256);
     let mut call = agent.call(request, tx);
     loop {
         tokio::select! {
-            biased; // items before the result, in order
+            biased; // items before the result, in order, and both before the end
             Some(item) = rx.recv() => put(&mut write, &Answer { more: true, body: Some(item), error: None }).await?,
             result = &mut call => {
                 while let Ok(item) = rx.try_recv() {
@@ -132,6 +158,19 @@ async fn one(stream: UnixStream, agent: Arc<dyn Agent>) -> std::io::Result<()> {
                 };
                 return put(&mut write, &answer).await;
             }
+            () = &mut left => return Ok(()),
+        }
+    }
+}
+
+/// Resolves when the client is gone. One that only closed its sending side still waits for its answer.
+async fn left(mut read: OwnedReadHalf) {
+    let mut rest = [0; 256];
+    while matches!(read.read(&mut rest).await, Ok(1..)) {}
+    loop {
+        match read.ready(Interest::WRITABLE).await {
+            Ok(ready) if !ready.is_write_closed() => tokio::time::sleep(LOOK_EVERY).await,
+            _ => return,
         }
     }
 }
@@ -149,7 +188,7 @@ async fn skip_line(reader: &mut (impl AsyncBufReadExt + Unpin)) -> std::io::Resu
     }
 }
 
-async fn put(write: &mut tokio::net::unix::OwnedWriteHalf, answer: &Answer) -> std::io::Result<()> {
+async fn put(write: &mut OwnedWriteHalf, answer: &Answer) -> std::io::Result<()> {
     let mut bytes = serde_json::to_vec(answer)?;
     bytes.push(b'\n');
     tokio::time::timeout(WRITE_DEADLINE, write.write_all(&bytes)).await?
@@ -213,5 +252,63 @@ mod tests {
             let answer = answer(client).await;
             assert_eq!(answer.error.map(|e| e.code).as_deref(), code, "{over} bytes over");
         }
+    }
+
+    /// Answers a get at once and nothing else ever; says when a caller leaves.
+    struct Waits(mpsc::Sender<()>);
+
+    impl Agent for Waits {
+        fn call(
+            &self,
+            request: Request,
+            more: mpsc::Sender<serde_json::Value>,
+        ) -> futures::future::BoxFuture<'_, Result<serde_json::Value, ApiError>> {
+            Box::pin(async move {
+                if !matches!(request, Request::Get { .. }) {
+                    let left = self.0.clone();
+                    tokio::spawn(async move {
+                        more.closed().await;
+                        let _ = left.send(()).await;
+                    });
+                    std::future::pending::<()>().await;
+                }
+                Ok(serde_json::Value::Null)
+            })
+        }
+    }
+
+    async fn asked(path: &Path, request: &Request) -> UnixStream {
+        let mut bytes = serde_json::to_vec(request).unwrap();
+        bytes.push(b'\n');
+        let mut client = UnixStream::connect(path).await.unwrap();
+        client.write_all(&bytes).await.unwrap();
+        client
+    }
+
+    #[tokio::test]
+    async fn followers_do_not_lock_out_operators() {
+        let (_dir, path) = served(Arc::new(Waits(mpsc::channel(100).0))).await;
+        let mut clients = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            clients.push(asked(&path, &Request::Events { follow: true, last: 0 }).await);
+        }
+        let refused = answer(clients.pop().expect("the one too many")).await;
+        assert_eq!(refused.error.map(|e| e.code).as_deref(), Some("SKC-E7006"));
+        let operator = asked(&path, &Request::Get { cluster: None }).await;
+        let answer = tokio::time::timeout(Duration::from_secs(20), answer(operator)).await;
+        assert!(answer.expect("an answer in time").error.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_ends_the_wait_and_one_that_only_stops_sending_does_not() {
+        let (tx, mut left) = mpsc::channel(1);
+        let (_dir, path) = served(Arc::new(Waits(tx))).await;
+        let mut client = asked(&path, &Request::Ping).await;
+        client.shutdown().await.unwrap();
+        let still = tokio::time::timeout(LOOK_EVERY * 3, left.recv()).await;
+        assert!(still.is_err(), "it waits for its answer");
+        drop(client);
+        let gone = tokio::time::timeout(Duration::from_secs(20), left.recv()).await;
+        assert_eq!(gone.expect("noticed"), Some(()));
     }
 }

@@ -168,6 +168,7 @@ codes! {
     API_CLOSED = "SKC-E7003", "The agent closed the connection";
     API_NO_ANSWER = "SKC-E7004", "The agent did not answer in time";
     CLI_READ = "SKC-E7005", "A file named on the command line cannot be read";
+    API_FOLLOWERS = "SKC-E7006", "Too many clients follow the events";
     API_TOO_LARGE = "SKC-E7007", "The request is too large";
     APPLY_REVISION = "SKC-E7010", "Somebody else changed the spec";
     APPLY_NOTHING = "SKC-E7011", "No spec was given";
