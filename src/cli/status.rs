@@ -120,8 +120,8 @@ pub fn render(c: &ClusterStatus) -> String {
 /// A node whose agent cannot serve.
 fn render_node(c: &ClusterStatus) -> String {
     use std::fmt::Write;
-    let seconds = c.extra.get("since_ms").and_then(serde_json::Value::as_u64).unwrap_or(0) / 1000;
-    let mut s = format!("this node's agent cannot serve, for {seconds} s; it tries again by itself\n");
+    let since = c.extra.get("since_ms").and_then(serde_json::Value::as_u64).unwrap_or(0) / 1000;
+    let mut s = format!("this node is not ready, for {since} s; its agent tries again by itself\n");
     for r in &c.reasons {
         let _ = writeln!(s, "  why         [{}] {}", r.code, r.text);
     }

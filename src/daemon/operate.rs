@@ -2,6 +2,7 @@
 
 use super::node::{Node, may_remove};
 use super::{specs, status};
+use crate::api::types::Reason;
 use crate::api::{Action, Agent, ApiError, Request};
 use crate::base::ClusterId;
 use crate::bus::{Fact, Item};
@@ -63,6 +64,13 @@ fn not_yet(what: &str) -> ApiError {
 fn show(node: &Node, cluster: Option<String>) -> Result<Value, ApiError> {
     let mut all: Vec<_> = node.units().iter().map(|u| status::of(node, u)).collect();
     all.extend(status::of_downs(node));
+    if all.is_empty() && cluster.is_none() {
+        // There is no cluster to show it at.
+        let problems = status::link_problems(&node.shared.link.status());
+        let hint = "skc explain SKC-E2027";
+        let shown = |reason: Reason| ApiError::new(&reason.code, reason.text, hint);
+        all.extend(problems.into_iter().map(|p| status::of_agent(&node.shared.name, &shown(p), 0, 0)));
+    }
     all.sort_by(|a, b| a.name.cmp(&b.name));
     if let Some(name) = cluster {
         all.retain(|one| one.name == name);

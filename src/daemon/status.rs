@@ -11,6 +11,7 @@ use crate::api::types::{
 use crate::base::{ClusterId, Mono};
 use crate::engine::{Readiness, Role};
 use crate::failover::config::names;
+use crate::link::LinkStatus;
 use crate::spec::ClusterSpec;
 use crate::sys::clock::boottime;
 use serde::Serialize;
@@ -50,6 +51,7 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
         reasons: reasons(view, &items.directories, figures.failure)
             .chain(removed(node, &unit.id))
             .chain(misfit(node, &spec))
+            .chain(link_problems(&node.shared.link.status()))
             .collect(),
         directories: items.directories.into_iter().map(item).collect(),
         command: view.command.as_ref().map(|c| command_line(c, &unit.id.0, &names(&spec))),
@@ -75,6 +77,17 @@ pub fn of_agent(node: &str, error: &ApiError, since_ms: u64, age_ms: u64) -> Clu
         extra: since(since_ms),
         ..ClusterStatus::default()
     }
+}
+
+/// What of the link to the other node cannot be used on this node: its own addresses and ports.
+pub fn link_problems(link: &LinkStatus) -> Vec<Reason> {
+    let listen = link.listen_errors.iter().map(|(address, why)| format!("cannot listen on {address}: {why}"));
+    let dead = link.paths.iter().filter(|path| !path.alive);
+    let paths = dead.filter_map(|path| {
+        let why = path.error.as_ref()?;
+        Some(format!("heartbeats {} - {}: {why}", path.local.ip(), path.remote.ip()))
+    });
+    listen.chain(paths).map(|text| Reason { code: "SKC-E2027".to_owned(), text }).collect()
 }
 
 /// The clusters that are in the specs and not up here.
@@ -194,9 +207,25 @@ fn word(value: &impl Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Down, command_line, of_down};
+    use super::{Down, command_line, link_problems, of_down};
     use crate::api::ApiError;
     use crate::base::Mono;
+
+    #[test]
+    fn an_address_that_cannot_be_listened_on_is_shown() {
+        let address = "10.0.1.1".parse().expect("an address");
+        let mut link = crate::link::LinkStatus {
+            session: None,
+            paths: Vec::new(),
+            own_late: std::time::Duration::ZERO,
+            refused: 0,
+            listen_errors: vec![(address, "address in use".to_owned())],
+        };
+        let shown = link_problems(&link);
+        assert!(shown[0].code == "SKC-E2027" && shown[0].text.contains("10.0.1.1: address in use"));
+        link.listen_errors.clear();
+        assert!(link_problems(&link).is_empty());
+    }
 
     #[test]
     fn a_cluster_that_is_not_up_is_shown_as_stopped_with_its_reason_and_age() {
