@@ -62,6 +62,7 @@ fn background(args: &Args) -> Result<(), String> {
 }
 
 fn serve(args: &Args) -> Result<(), String> {
+    crate::sys::resources::prepare(); // before there are threads
     let path = fuse::prepare(&args.dir).map_err(|e| e.to_string())?;
     let backing = Backing::open(&path).map_err(|e| format!("opening {}: errno {}", path.display(), e.0))?;
     for holder in fuse::holders::find(&path) {

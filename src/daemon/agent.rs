@@ -39,6 +39,7 @@ pub(super) const WATCHDOG_MS: u64 = 6_000;
 /// The worker: runs until the guard asks for the end. Errors are for the person who started it; whatever
 /// can pass by itself is none: it is shown in status and tried again.
 pub fn worker(options: Options) -> Result<(), String> {
+    crate::sys::resources::prepare(); // before there are threads
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("skc-async")

@@ -16,5 +16,6 @@ pub mod netlink_raw;
 pub mod packet;
 pub mod process;
 pub mod readable;
+pub mod resources;
 pub mod signal;
 pub mod wake;

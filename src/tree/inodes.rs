@@ -5,8 +5,9 @@
 //! its names are true. An entry lives while the kernel's lookup count, a pin (resync) or a
 //! child's name holds it. About 250 bytes an entry, no descriptor; the exception are objects without a
 //! name (unlinked while in use, O_TMPFILE): one O_PATH descriptor keeps them alive until the kernel
-//! forgets them, bounded by what applications hold open.
+//! forgets them, bounded by what applications hold open and counted with it.
 
+use super::descriptors::{Descriptors, Share};
 use crate::proto::FileId;
 use crate::sys::backing::FileHandle;
 use std::collections::HashMap;
@@ -28,8 +29,11 @@ struct Inode {
     pins: u64,
     /// Newest last. One for almost every object.
     aliases: Vec<(FileId, Box<[u8]>)>,
-    kept: Option<Arc<OwnedFd>>,
+    kept: Option<Kept>,
 }
+
+/// The descriptor of an object without a name.
+type Kept = (Arc<OwnedFd>, Share);
 
 #[derive(Debug)]
 struct Inner {
@@ -40,7 +44,7 @@ struct Inner {
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub struct InodeTable(Mutex<Inner>);
+pub struct InodeTable(Mutex<Inner>, Arc<Descriptors>);
 
 /// An object the kernel knows, for invalidation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,11 +124,11 @@ impl Inner {
 }
 
 impl InodeTable {
-    /// A table that knows the root.
-    pub fn new(root: FileHandle) -> Self {
+    /// A table that knows the root and counts what it keeps in `descriptors`.
+    pub fn new(root: FileHandle, descriptors: Arc<Descriptors>) -> Self {
         let mut inner = Inner { next: FileId::ROOT.0, by_id: HashMap::new(), by_handle: HashMap::new() };
         inner.insert(root);
-        Self(Mutex::new(inner))
+        Self(Mutex::new(inner), descriptors)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -138,7 +142,7 @@ impl InodeTable {
 
     /// The handle of `id`, and the descriptor kept for it if it has no name.
     pub fn handle_and_kept(&self, id: FileId) -> Option<(FileHandle, Option<Arc<OwnedFd>>)> {
-        self.lock().by_id.get(&id).map(|i| (i.handle, i.kept.clone()))
+        self.lock().by_id.get(&id).map(|i| (i.handle, i.kept.as_ref().map(|(fd, _)| Arc::clone(fd))))
     }
 
     /// The id of `handle` if it is known.
@@ -165,7 +169,7 @@ impl InodeTable {
         let id = inner.insert(handle);
         if let Some(inode) = inner.by_id.get_mut(&id) {
             inode.lookups += 1;
-            inode.kept = Some(Arc::new(kept));
+            inode.kept = Some((Arc::new(kept), self.1.take_anyway()));
         }
         id
     }
@@ -240,7 +244,10 @@ impl InodeTable {
     pub fn set_kept(&self, id: FileId, fd: Option<OwnedFd>) {
         // The old descriptor is closed after the lock is released: a last close may delete a file.
         let old = match self.lock().by_id.get_mut(&id) {
-            Some(inode) => std::mem::replace(&mut inode.kept, fd.map(Arc::new)),
+            Some(inode) => {
+                let kept = fd.map(|fd| (Arc::new(fd), self.1.take_anyway()));
+                std::mem::replace(&mut inode.kept, kept)
+            }
             None => None,
         };
         drop(old);

@@ -15,10 +15,12 @@
 //! `.skc/` in the root and xattrs named `trusted.skc.*` belong to the mirror itself: not shown in the
 //! mount, not replicated, not compared.
 
+mod descriptors;
 pub mod identity;
 mod inodes;
 mod names;
 
+pub use descriptors::{Descriptors, Share};
 pub use inodes::{Alias, InodeTable, Known};
 pub use names::Trees;
 
@@ -62,6 +64,9 @@ pub struct Tree {
     /// The namespace lock, see the module's documentation; taken by [`Tree::ns_shared`] and
     /// [`Tree::ns_exclusive`].
     pub ns: RwLock<()>,
+    /// What open files are counted in.
+    pub descriptors: Arc<Descriptors>,
+    _counted: descriptors::Counted,
     distrusted: AtomicBool,
     stripes: [Mutex<()>; STRIPES],
 }
@@ -87,12 +92,19 @@ impl AsFd for PathFd {
 impl Tree {
     /// A tree whose only known object is the root.
     pub fn new(volume: Volume, backing: Backing) -> Self {
-        let inodes = InodeTable::new(*backing.root_handle());
+        Self::with_descriptors(volume, backing, Descriptors::of_process())
+    }
+
+    /// Like [`Tree::new`], with a count of its own instead of the process's.
+    pub fn with_descriptors(volume: Volume, backing: Backing, descriptors: Arc<Descriptors>) -> Self {
+        let inodes = InodeTable::new(*backing.root_handle(), Arc::clone(&descriptors));
         Self {
             volume,
             backing,
             inodes,
             ns: RwLock::new(()),
+            _counted: descriptors.count_volume(),
+            descriptors,
             distrusted: AtomicBool::new(false),
             stripes: std::array::from_fn(|_| Mutex::new(())),
         }

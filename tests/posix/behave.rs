@@ -1,13 +1,16 @@
 //! Single promises, one test each.
 
-use super::support::{Mounted, isolated};
+use super::support::{Mounted, eventually, isolated};
+use skc::fuse::{Local, Options};
 use skc::sys::file;
+use skc::tree::Descriptors;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 /// Runs a shell command as an ordinary user with group 1000 and the given others.
 fn as_user(script: &str) -> bool {
@@ -262,5 +265,44 @@ fn shared_mappings_and_birth_times_work() {
                 m.below().join("m").metadata().expect("stat below").created().ok()
             );
         }
+    });
+}
+
+#[test]
+fn past_the_share_of_applications_opening_fails_and_everything_else_works() {
+    isolated(|| {
+        let all = Arc::new(Descriptors::with_limit(200));
+        let most = all.for_applications();
+        let m = Mounted::counted(|_| Arc::new(Local::default()), Options::default(), Arc::clone(&all));
+        std::fs::write(m.path("f"), b"x").expect("write");
+        std::fs::create_dir(m.path("d")).expect("mkdir");
+        let open = |_| std::fs::File::open(m.path("f"));
+        // Closing is not waited for: what was opened above may still count for a moment.
+        let mut held = Vec::new();
+        eventually("all that may be are open", || {
+            held.extend(open(0));
+            held.len() == most
+        });
+        let enfile = |r: std::io::Result<()>| {
+            assert_eq!(r.expect_err("no room").raw_os_error(), Some(libc::ENFILE));
+        };
+        enfile(open(0).map(drop));
+        enfile(std::fs::File::create_new(m.path("new")).map(drop));
+        enfile(std::fs::read_dir(m.path("d")).map(drop));
+        assert!(!m.path("new").exists(), "nothing is left of what was refused");
+        std::fs::rename(m.path("f"), m.path("d/g")).expect("rename");
+        std::fs::create_dir(m.path("e")).expect("mkdir");
+        assert_eq!(m.path("d/g").metadata().expect("stat").len(), 1);
+        drop(held.pop());
+        eventually("one more may be opened again", || std::fs::File::create_new(m.path("new")).is_ok());
+        // An open file without a name costs one more, which cannot be refused.
+        eventually("the new one is closed", || std::fs::read_dir(m.path("d")).is_ok());
+        std::fs::remove_file(m.path("d/g")).expect("unlink");
+        enfile(std::fs::read_dir(m.path("d")).map(drop));
+        drop(held);
+        eventually("all are given back", || {
+            let again: Vec<_> = (0..most).map_while(|_| std::fs::File::open(m.path("new")).ok()).collect();
+            again.len() == most
+        });
     });
 }

@@ -5,7 +5,7 @@ use skc::fuse::{Local, Mount, Options};
 use skc::ports::Replicator;
 use skc::sys::backing::Backing;
 use skc::sys::mount::private_namespace;
-use skc::tree::Tree;
+use skc::tree::{Descriptors, Tree};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,11 +29,19 @@ impl Mounted {
     }
 
     pub fn with(replicator: impl FnOnce(&Arc<Tree>) -> Arc<dyn Replicator>, options: Options) -> Self {
+        Self::counted(replicator, options, Descriptors::of_process())
+    }
+
+    pub fn counted(
+        replicator: impl FnOnce(&Arc<Tree>) -> Arc<dyn Replicator>,
+        options: Options,
+        descriptors: Arc<Descriptors>,
+    ) -> Self {
         let tmp = tempfile::tempdir().expect("temporary directory");
         let dir = tmp.path().canonicalize().expect("canonical").join("dir");
         std::fs::create_dir(&dir).expect("mkdir");
         let backing = Backing::open(&dir).expect("open backing");
-        let tree = Arc::new(Tree::new(Volume(0), backing));
+        let tree = Arc::new(Tree::with_descriptors(Volume(0), backing, descriptors));
         let mount = Mount::with_options(Arc::clone(&tree), replicator(&tree), &dir, options);
         Self { mount: Some(mount.expect("mount")), tree, dir, tmp }
     }

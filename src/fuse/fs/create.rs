@@ -14,7 +14,7 @@ use crate::proto::{FileId, FsOp};
 use crate::sys::backing::FileHandle;
 use crate::sys::creds::{self, Acting};
 use crate::sys::file::{self, Stat};
-use crate::tree::is_hidden;
+use crate::tree::{Share, is_hidden};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The attributes that travel.
@@ -53,8 +53,8 @@ impl MirrorFs {
         Ok(New { fd, handle, stat })
     }
 
-    fn open_out(&self, id: FileId, fd: OwnedFd) -> OpenOut {
-        let fh = self.files.insert(OpenFile { id, fd, writable: true });
+    fn open_out(&self, id: FileId, fd: OwnedFd, share: Share) -> OpenOut {
+        let fh = self.files.insert(OpenFile { id, fd, writable: true, _share: share });
         OpenOut { fh, open_flags: self.own_caching().open_flags(), backing_id: 0 }
     }
 
@@ -64,6 +64,7 @@ impl MirrorFs {
         let parent = r.id();
         Self::refuse_hidden(is_hidden(parent, name))?;
         let ticket = self.admit()?;
+        let share = self.tree.descriptors.take()?;
         let _ns = self.tree.ns_exclusive();
         let dir = self.tree.open_path(parent)?;
         creds::set_umask(a.umask)?;
@@ -74,7 +75,7 @@ impl MirrorFs {
         };
         let fd = match made {
             Err(Errno(libc::EEXIST)) if a.flags & libc::O_EXCL as u32 == 0 => {
-                return self.create_existing(r, ticket, dir.as_fd(), name, a.flags);
+                return self.create_existing(r, ticket, share, dir.as_fd(), name, a.flags);
             }
             other => other?,
         };
@@ -98,7 +99,7 @@ impl MirrorFs {
         };
         let body = CreateOut {
             entry: self.entry(id, &new.stat, Self::ttl_of_mutation()),
-            open: self.open_out(id, new.fd),
+            open: self.open_out(id, new.fd, share),
         };
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
         Ok(())
@@ -109,6 +110,7 @@ impl MirrorFs {
         &self,
         r: &Request<'_>,
         ticket: Ticket<'_>,
+        share: Share,
         dir: BorrowedFd<'_>,
         name: &[u8],
         flags: u32,
@@ -121,8 +123,10 @@ impl MirrorFs {
         }
         let stat = file::stat(fd.as_fd())?;
         let id = self.tree.inodes.lookup(handle, r.id(), name, stat.nlink);
-        let body =
-            CreateOut { entry: self.entry(id, &stat, Self::ttl_of_mutation()), open: self.open_out(id, fd) };
+        let body = CreateOut {
+            entry: self.entry(id, &stat, Self::ttl_of_mutation()),
+            open: self.open_out(id, fd, share),
+        };
         if !truncate {
             drop(ticket);
             return self.reply(r, &body);
@@ -137,6 +141,7 @@ impl MirrorFs {
         let a: CreateIn = r.arg()?;
         let parent = r.id();
         let ticket = self.admit()?;
+        let share = self.tree.descriptors.take()?;
         let _ns = self.tree.ns_exclusive();
         let dir = self.tree.open_path(parent)?;
         creds::set_umask(a.umask)?;
@@ -154,7 +159,7 @@ impl MirrorFs {
         let op = FsOp::Tmpfile { parent, id, attr: wire_attr(&new.stat), xattrs };
         let body = CreateOut {
             entry: self.entry(id, &new.stat, Self::ttl_of_mutation()),
-            open: self.open_out(id, new.fd),
+            open: self.open_out(id, new.fd, share),
         };
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
         Ok(())

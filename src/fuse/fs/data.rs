@@ -21,8 +21,9 @@ impl MirrorFs {
         // Write-only descriptors are opened readable too: copies are read back for the standby.
         let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY };
         let before = self.gate_before();
+        let share = self.tree.descriptors.take()?;
         let fd = self.tree.open(r.id(), flags | libc::O_NOATIME)?;
-        let fh = self.files.insert(OpenFile { id: r.id(), fd, writable });
+        let fh = self.files.insert(OpenFile { id: r.id(), fd, writable, _share: share });
         self.with_caching(before, |caching| {
             // Where somebody else may write the backing file, nothing may come from the page cache.
             self.reply(r, &OpenOut { fh, open_flags: caching.open_flags(), backing_id: 0 })

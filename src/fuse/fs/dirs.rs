@@ -46,9 +46,10 @@ impl Page<'_> {
 
 impl MirrorFs {
     pub(super) fn opendir(&self, r: &mut Request<'_>) -> Outcome {
+        let share = self.tree.descriptors.take()?;
         let fd = self.tree.open_dir(r.id())?;
         let listing = Mutex::new(Listing::default());
-        let fh = self.dirs.insert(OpenDir { id: r.id(), fd, listing });
+        let fh = self.dirs.insert(OpenDir { id: r.id(), fd, listing, _share: share });
         self.reply(r, &OpenOut { fh, open_flags: 0, backing_id: 0 })
     }
 

@@ -2,6 +2,7 @@
 
 use crate::ports::Errno;
 use crate::proto::FileId;
+use crate::tree::Share;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,8 @@ pub(super) struct OpenFile {
     pub(super) fd: OwnedFd,
     /// Opened for writing by the application; the descriptor is then readable as well.
     pub(super) writable: bool,
+    /// Its place among the process's descriptors.
+    pub(super) _share: Share,
 }
 
 /// An open directory.
@@ -22,6 +25,8 @@ pub(super) struct OpenDir {
     pub(super) id: FileId,
     pub(super) fd: OwnedFd,
     pub(super) listing: Mutex<Listing>,
+    /// Its place among the process's descriptors.
+    pub(super) _share: Share,
 }
 
 /// Entries read from the backing directory and not yet given to the kernel.
@@ -35,7 +40,7 @@ pub(super) struct Listing {
 }
 
 /// Table of open objects. Numbers are never reused, so a late request cannot hit a wrong file.
-/// Bounded by the process's descriptor limit: past it opens fail with EMFILE.
+/// Bounded by [`crate::tree::Descriptors`]: past it opens fail with ENFILE.
 #[derive(Debug)]
 pub(super) struct Handles<T> {
     next: AtomicU64,

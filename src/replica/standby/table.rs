@@ -10,12 +10,6 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-/// Data descriptors kept open a volume: the hot files of a database, far below any limit.
-const FDS_MAX: usize = 512;
-/// Objects without a name (O_TMPFILE) kept by descriptor. Beyond, the oldest are let go: their
-/// content would only matter if they were linked later.
-const UNNAMED_MAX: usize = 4096;
-
 /// One object of the sender.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Node {
@@ -154,7 +148,8 @@ impl Table {
     /// Keeps an object without a name alive.
     pub fn keep_unnamed(&mut self, id: FileId, fd: OwnedFd) {
         self.tick += 1;
-        if self.unnamed.len() >= UNNAMED_MAX {
+        // Beyond, the oldest are let go: their content would only matter if they were linked later.
+        if self.unnamed.len() >= self.tree.descriptors.standby_unnamed() {
             let oldest = self.unnamed.iter().min_by_key(|(_, (_, tick))| *tick).map(|(id, _)| *id);
             if let Some(oldest) = oldest {
                 self.unnamed.remove(&oldest);
@@ -207,7 +202,7 @@ impl Table {
 
     /// Keeps an open data descriptor.
     pub fn remember(&mut self, id: FileId, fd: &Arc<OwnedFd>) {
-        if self.fds.len() >= FDS_MAX {
+        if self.fds.len() >= self.tree.descriptors.standby_data() {
             let mut ticks: Vec<u64> = self.fds.values().map(|(_, tick)| *tick).collect();
             ticks.sort_unstable();
             let cut = ticks[ticks.len() / 4];
