@@ -1,7 +1,15 @@
-//! What the kernel lets this process have.
+//! What the kernel lets this process have: descriptors, and memory while others wait for it.
+//!
+//! Deliberately absent: mlockall(2). Bulk buffers come and go by the megabyte, and locking and unlocking each
+//! of their pages costs more than the copy; the inode table of a large tree is hundreds of megabytes that the
+//! application would then miss. What must not happen is a circle (a page of the worker waits for memory, memory
+//! for dirty mapped pages, those for the worker), and [`io_flusher`] breaks it.
 
 use super::errno::check;
 use crate::ports::Errno;
+
+/// linux/prctl.h, since Linux 5.6.
+const PR_SET_IO_FLUSHER: i32 = 57;
 
 fn limit() -> Result<libc::rlimit, Errno> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -25,12 +33,27 @@ pub fn raise_descriptors() -> Result<u64, Errno> {
     Ok(limit.rlim_max)
 }
 
-/// Prepares the process that serves mounts; to be called before it starts threads. A failure is
-/// only told.
+/// Tells the kernel that file systems are served here (PR_SET_IO_FLUSHER): memory this thread asks for never
+/// waits for dirty pages that it would have to write itself, and its writes are not slowed down by them. Holds
+/// for this thread and those it starts later. EPERM without CAP_SYS_RESOURCE, EINVAL before Linux 5.6.
+pub fn io_flusher() -> Result<(), Errno> {
+    let (on, unused) = (1 as libc::c_ulong, 0 as libc::c_ulong);
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, on, unused, unused, unused) }).map(drop)
+}
+
+/// Prepares the process that serves mounts; to be called before it starts threads. Nothing here is
+/// indispensable, so failures are only told.
 pub fn prepare() {
     match raise_descriptors() {
         Ok(descriptors) => tracing::debug!(descriptors, "limit of descriptors"),
         Err(errno) => tracing::warn!(errno = errno.0, "the limit of descriptors stays as it is"),
+    }
+    if let Err(errno) = io_flusher() {
+        tracing::warn!(
+            errno = errno.0,
+            "the kernel does not take this process for one that writes pages back"
+        );
     }
 }
 
