@@ -10,6 +10,7 @@
 
 pub mod abi;
 mod device;
+mod era;
 pub mod fs;
 pub mod holders;
 mod init;
@@ -19,6 +20,7 @@ pub mod mountinfo;
 mod session;
 
 pub use device::Device;
+pub use era::Era;
 pub use init::{InitError, InitValues, MAX_WRITE};
 pub use local::Local;
 pub use mount::{Mount, MountError, Options, abort, detach};

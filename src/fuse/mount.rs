@@ -6,6 +6,7 @@
 
 use super::abi;
 use super::device::{Device, Received};
+use super::era::Era;
 use super::fs::MirrorFs;
 use super::init::{self, HEAD_ROOM, InitError, InitValues, MAX_WRITE};
 use super::mountinfo;
@@ -18,7 +19,6 @@ use crate::tree::Tree;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use zerocopy::IntoBytes;
@@ -81,7 +81,7 @@ pub struct Mount {
     tree: Arc<Tree>,
     device: Arc<Device>,
     /// Shared with the file system.
-    invalidating: Arc<AtomicUsize>,
+    era: Arc<Era>,
     session: Session,
     init: InitValues,
     path: PathBuf,
@@ -160,21 +160,15 @@ impl Mount {
         let mounts = mountinfo::read().unwrap_or_default();
         let entry = mountinfo::at(&mounts, &path).filter(|m| m.fs_type == mountinfo::FS_TYPE);
         let connection = entry.map(|m| m.dev.1).ok_or_else(|| MountError::Vanished(path.clone()))?;
-        let invalidating = Arc::new(AtomicUsize::new(0));
-        let fs = MirrorFs::new(
-            Arc::clone(&tree),
-            replicator,
-            Arc::clone(&device),
-            init,
-            Arc::clone(&invalidating),
-        );
+        let era = Arc::<Era>::default();
+        let fs = MirrorFs::new(Arc::clone(&tree), replicator, Arc::clone(&device), init, Arc::clone(&era));
         let fs = Arc::new(fs);
         let session = Session::start(&fs, &device, init, options.workers, &tree.volume.0.to_string())
             .map_err(MountError::Threads)?;
         tracing::info!(path = %path.display(), connection, minor = init.minor, flags = init.flags, "mounted");
         let abort = FuseCtl::open().and_then(|ctl| ctl.abort_handle(connection));
         let abort = abort.inspect_err(|error| tracing::warn!(%error, "no fusectl for this mount")).ok();
-        Ok(Self { tree, device, invalidating, session, init, path, connection, abort })
+        Ok(Self { tree, device, era, session, init, path, connection, abort })
     }
 
     /// The descriptor that keeps the mount alive, for the guard.
@@ -207,17 +201,19 @@ impl Mount {
         self.session.is_running()
     }
 
-    /// Makes the kernel forget every cached name, attribute and page. To be called after each change
-    /// between writable and read-only, when the gate has changed already and is not Frozen: it waits for
-    /// dirty mapped pages to be written, and on kernels before 6.16 for running directory operations.
+    /// Makes the kernel forget every cached name, attribute and page, and ends the era: descriptors opened
+    /// until now write nothing any more. To be called at each change between writable and read-only while the
+    /// gate is not Frozen: at a demotion when the gate has changed, at a promotion before it changes (what is
+    /// opened for writing between the two would have to be opened again). It waits for dirty mapped pages to
+    /// be written or refused, and on kernels before 6.16 for running directory operations.
     ///
     /// Runs on a thread of its own; false: not finished within `limit` (it goes on by itself). From the
     /// call until it is finished the kernel is not allowed to rely on what it had cached before: names
     /// and attributes are asked for each time, and an open drops the file's old pages.
     pub fn invalidate_all(&self, limit: Duration) -> bool {
         let (tx, rx) = mpsc::channel();
-        // Raised before anybody can see the gate that comes next.
-        let running = Invalidating::begin(&self.invalidating);
+        // Before anybody can see the gate that comes next.
+        let running = self.era.end();
         let (tree, device) = (Arc::clone(&self.tree), Arc::clone(&self.device));
         let by_name = !self.init.has_inc_epoch();
         let spawned = std::thread::Builder::new().name("fuse-inval".into()).spawn(move || {
@@ -346,22 +342,6 @@ fn greet(device: &Device, mask: u64) -> Result<InitValues, InitError> {
                 return Ok(values);
             }
         }
-    }
-}
-
-/// One invalidation under way; over when dropped, also if its thread could not be started.
-struct Invalidating(Arc<AtomicUsize>);
-
-impl Invalidating {
-    fn begin(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Invalidating {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -3,6 +3,8 @@
 
 mod behave;
 mod equal;
+mod eras;
+mod mapping;
 mod roles;
 mod standby;
 mod support;

@@ -119,6 +119,8 @@ pub const GETATTR_FH: u32 = 1;
 pub const FOPEN_DIRECT_IO: u32 = 1;
 /// OPEN reply: cached pages stay valid.
 pub const FOPEN_KEEP_CACHE: u32 = 2;
+/// WRITE: dirty pages of a mapping, written by the kernel.
+pub const WRITE_CACHE: u32 = 1 << 0;
 /// WRITE: clear suid, sgid and file capabilities.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// SETXATTR: clear sgid along with an ACL.

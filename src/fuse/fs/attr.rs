@@ -34,6 +34,7 @@ impl MirrorFs {
             && let Ok(open) = self.files.get(a.fh)
             && open.writable
         {
+            self.of_this_era(&open)?;
             return file::set_len(open.fd.as_fd(), a.size);
         }
         file::truncate(path, a.size)

@@ -54,7 +54,8 @@ impl MirrorFs {
     }
 
     fn open_out(&self, id: FileId, fd: OwnedFd, share: Share) -> OpenOut {
-        let fh = self.files.insert(OpenFile { id, fd, writable: true, _share: share });
+        let fh =
+            self.files.insert(OpenFile { id, fd, writable: true, era: self.era.number(), _share: share });
         OpenOut { fh, open_flags: self.own_caching().open_flags(), backing_id: 0 }
     }
 

@@ -15,6 +15,8 @@ impl MirrorFs {
     pub(super) fn open(&self, r: &mut Request<'_>) -> Outcome {
         let a: abi::OpenIn = r.arg()?;
         let writable = a.flags & libc::O_ACCMODE as u32 != libc::O_RDONLY as u32;
+        // Before the gate is asked: what is opened across a change of role belongs to the time before.
+        let era = self.era.number();
         if writable && let Admission::Refuse(errno) = self.replicator.admit() {
             return Err(errno.into());
         }
@@ -23,7 +25,7 @@ impl MirrorFs {
         let before = self.gate_before();
         let share = self.tree.descriptors.take()?;
         let fd = self.tree.open(r.id(), flags | libc::O_NOATIME)?;
-        let fh = self.files.insert(OpenFile { id: r.id(), fd, writable, _share: share });
+        let fh = self.files.insert(OpenFile { id: r.id(), fd, writable, era, _share: share });
         self.with_caching(before, |caching| {
             // Where somebody else may write the backing file, nothing may come from the page cache.
             self.reply(r, &OpenOut { fh, open_flags: caching.open_flags(), backing_id: 0 })
@@ -50,6 +52,11 @@ impl MirrorFs {
         let data = r.bytes(a.size as usize)?;
         let open = self.files.get(a.fh)?;
         let ticket = self.admit()?;
+        if a.write_flags & abi::WRITE_CACHE == 0 {
+            self.of_this_era(&open)?;
+        } else {
+            self.pages_of_this_era(&open)?;
+        }
         let _ns = self.tree.ns_shared();
         let _stripe = self.tree.stripe(open.id);
         let len = file::pwrite(open.fd.as_fd(), data, a.offset)?;
@@ -91,6 +98,7 @@ impl MirrorFs {
         let a: abi::FallocateIn = r.arg()?;
         let open = self.files.get(a.fh)?;
         let ticket = self.admit()?;
+        self.of_this_era(&open)?;
         let _ns = self.tree.ns_shared();
         let _stripe = self.tree.stripe(open.id);
         let size_before = file::stat(open.fd.as_fd())?.size;
@@ -139,6 +147,7 @@ impl MirrorFs {
             return Err(errno(libc::EINVAL));
         }
         let ticket = self.admit()?;
+        self.of_this_era(&to)?;
         let _ns = self.tree.ns_shared();
         let _stripe = self.tree.stripe(to.id);
         let len = a.len.min(u64::from(MAX_WRITE)) as usize;

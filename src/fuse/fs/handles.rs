@@ -15,6 +15,8 @@ pub(super) struct OpenFile {
     pub(super) fd: OwnedFd,
     /// Opened for writing by the application; the descriptor is then readable as well.
     pub(super) writable: bool,
+    /// When it was opened.
+    pub(super) era: u64,
     /// Its place among the process's descriptors.
     pub(super) _share: Share,
 }
@@ -64,6 +66,11 @@ impl<T> Handles<T> {
     pub(super) fn get(&self, fh: u64) -> Result<Arc<T>, Errno> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         open.get(&fh).cloned().ok_or(Errno(libc::EBADF))
+    }
+
+    /// Is there one that `is` holds for? Looks at all of them.
+    pub(super) fn any(&self, is: impl Fn(&T) -> bool) -> bool {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).values().any(|open| is(open))
     }
 
     pub(super) fn remove(&self, fh: u64) {

@@ -19,6 +19,7 @@ mod xattr;
 
 use super::abi::{self, op};
 use super::device::Device;
+use super::era::Era;
 use super::init::InitValues;
 use crate::ports::{Admission, Errno, Gate, PendingReply, Replicator, ReplySink, Ticket};
 use crate::proto::FileId;
@@ -29,7 +30,6 @@ use handles::{Handles, OpenDir, OpenFile};
 use request::Request;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use zerocopy::{Immutable, IntoBytes};
 
@@ -90,8 +90,7 @@ pub struct MirrorFs {
     /// The same device, as the replicator sees it.
     sink: Arc<dyn ReplySink>,
     init: InitValues,
-    /// Invalidations under way: pages and names of another role may still be cached.
-    invalidating: Arc<AtomicUsize>,
+    era: Arc<Era>,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
 }
@@ -110,18 +109,17 @@ impl Scratch {
 }
 
 impl MirrorFs {
-    /// The file system of `tree` behind `device`. While `invalidating` is not zero the kernel may keep
-    /// nothing for long.
+    /// The file system of `tree` behind `device`. While `era` settles the kernel may keep nothing for long.
     pub fn new(
         tree: Arc<Tree>,
         replicator: Arc<dyn Replicator>,
         device: Arc<Device>,
         init: InitValues,
-        invalidating: Arc<AtomicUsize>,
+        era: Arc<Era>,
     ) -> Self {
         let sink: Arc<dyn ReplySink> = Arc::clone(&device) as _;
         let (files, dirs) = (Handles::default(), Handles::default());
-        Self { tree, replicator, device, sink, init, invalidating, files, dirs }
+        Self { tree, replicator, device, sink, init, era, files, dirs }
     }
 
     /// Serves the request in `buf`.
@@ -235,7 +233,26 @@ impl MirrorFs {
 
     /// What the kernel may keep where this node is known to be the writer.
     fn own_caching(&self) -> Caching {
-        if self.invalidating.load(Ordering::Acquire) == 0 { Caching::Long } else { Caching::Fresh }
+        if self.era.is_settling() { Caching::Fresh } else { Caching::Long }
+    }
+
+    /// May data be changed through `open`? To be asked with a ticket in hand.
+    ///
+    /// # Errors
+    /// ESTALE: it was opened before the last change of role.
+    fn of_this_era(&self, open: &OpenFile) -> Result<(), Errno> {
+        if open.era == self.era.number() { Ok(()) } else { Err(Errno(libc::ESTALE)) }
+    }
+
+    /// Like [`Self::of_this_era`], for dirty pages. The kernel writes them through whichever mapped descriptor
+    /// comes first: until the old pages are gone, one of this era may carry those of an older one.
+    fn pages_of_this_era(&self, open: &OpenFile) -> Result<(), Errno> {
+        self.of_this_era(open)?;
+        let older = |other: &OpenFile| other.id == open.id && other.writable && other.era != open.era;
+        if self.era.is_settling() && self.files.any(older) {
+            return Err(Errno(libc::ESTALE));
+        }
+        Ok(())
     }
 
     #[allow(clippy::unnecessary_wraps)] // handlers end with it
@@ -311,18 +328,50 @@ mod tests {
         let local = Arc::new(Local::new(Gate::Alone(Epoch::default())));
         let device = Arc::new(Device::open().unwrap());
         let init = InitValues { minor: 0, flags: 0, max_write: 0 };
-        let running = Arc::new(AtomicUsize::new(0));
-        let fs = MirrorFs::new(tree, Arc::clone(&local) as _, device, init, Arc::clone(&running));
+        let era = Arc::<Era>::default();
+        let fs = MirrorFs::new(tree, Arc::clone(&local) as _, device, init, Arc::clone(&era));
         let answers = || {
             let before = fs.gate_before();
             (fs.with_ttl(before, |ttl| ttl), fs.with_caching(before, Caching::open_flags))
         };
         assert_eq!(answers(), (TTL, abi::FOPEN_KEEP_CACHE));
-        running.store(1, Ordering::Release);
+        let settling = era.end();
         assert_eq!(answers(), (Duration::ZERO, 0));
         local.set_gate(Gate::ReadOnly);
         assert_eq!(answers(), (Duration::ZERO, abi::FOPEN_DIRECT_IO));
-        running.store(0, Ordering::Release);
+        drop(settling);
         assert_eq!(answers(), (Duration::ZERO, abi::FOPEN_DIRECT_IO));
+    }
+
+    #[test]
+    fn while_an_era_settles_pages_that_may_be_older_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Arc::new(Tree::new(Volume(0), Backing::open(dir.path()).unwrap()));
+        let device = Arc::new(Device::open().unwrap());
+        let init = InitValues { minor: 0, flags: 0, max_write: 0 };
+        let era = Arc::<Era>::default();
+        let fs = MirrorFs::new(tree, Arc::new(Local::default()), device, init, Arc::clone(&era));
+        let open = |id| {
+            let fd = fs.tree.backing.base().try_clone_to_owned().unwrap();
+            let (era, share) = (fs.era.number(), fs.tree.descriptors.take().unwrap());
+            fs.files.insert(OpenFile { id: FileId(id), fd, writable: true, era, _share: share })
+        };
+        let may = |fh| {
+            let open = fs.files.get(fh).unwrap();
+            (fs.of_this_era(&open).is_ok(), fs.pages_of_this_era(&open).is_ok())
+        };
+        let old = open(7);
+        assert_eq!(may(old), (true, true));
+        let settling = era.end();
+        let (new, other) = (open(7), open(8));
+        assert_eq!([may(old), may(new), may(other)], [(false, false), (true, false), (true, true)]);
+        drop(settling);
+        assert_eq!([may(old), may(new)], [(false, false), (true, true)]);
+        let _settling = era.end();
+        let newest = open(7);
+        fs.files.remove(old);
+        assert_eq!(may(newest), (true, false));
+        fs.files.remove(new);
+        assert_eq!(may(newest), (true, true), "nobody is left who could have changed old pages");
     }
 }
