@@ -57,10 +57,15 @@ pub trait ReplySink: Send + Sync {
 /// Longest reply body of a mutating request: fuse_entry_out (128) + fuse_open_out (16), rounded up.
 pub const REPLY_BODY_MAX: usize = 160;
 
-/// A reply that waits for its acknowledgement. No allocation: the body is inline.
+/// EIO, also where the C library's names are not compiled in.
+const EIO: i32 = 5;
+
+/// A reply that waits for its acknowledgement. No allocation: the body is inline. Dropped without an
+/// answer (a panic, a defect) it answers EIO: an application must never wait for nobody.
 pub struct PendingReply {
     sink: Arc<dyn ReplySink>,
     unique: u64,
+    answered: bool,
     len: u8,
     body: [u8; REPLY_BODY_MAX],
 }
@@ -73,17 +78,28 @@ impl PendingReply {
     pub fn new(sink: Arc<dyn ReplySink>, unique: u64, body: &[u8]) -> Self {
         let mut inline = [0; REPLY_BODY_MAX];
         inline[..body.len()].copy_from_slice(body);
-        Self { sink, unique, len: body.len() as u8, body: inline }
+        Self { sink, unique, answered: false, len: body.len() as u8, body: inline }
     }
 
     /// Answers the application: success.
-    pub fn ok(self) {
+    pub fn ok(mut self) {
+        self.answered = true;
         self.sink.send(self.unique, 0, &self.body[..self.len as usize]);
     }
 
     /// Answers the application: error.
-    pub fn err(self, errno: Errno) {
+    pub fn err(mut self, errno: Errno) {
+        self.answered = true;
         self.sink.send(self.unique, errno.0, &[]);
+    }
+}
+
+impl Drop for PendingReply {
+    fn drop(&mut self) {
+        if !self.answered {
+            tracing::error!(unique = self.unique, "a request was given up unanswered; its caller gets EIO");
+            self.sink.send(self.unique, EIO, &[]);
+        }
     }
 }
 
@@ -209,4 +225,30 @@ pub trait MountControl: Send + Sync + 'static {
     fn mount<'a>(&'a self, cluster: &'a ClusterId, volume: Volume, path: &'a Path) -> Answer<'a, ()>;
     /// Takes our mount, live or dead, away from `path`.
     fn unmount<'a>(&'a self, cluster: &'a ClusterId, path: &'a Path) -> Answer<'a, ()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[derive(Default)]
+    struct Sent(Mutex<Vec<(u64, i32, Vec<u8>)>>);
+
+    impl ReplySink for Sent {
+        fn send(&self, unique: u64, error: i32, body: &[u8]) {
+            self.0.lock().unwrap().push((unique, error, body.to_vec()));
+        }
+    }
+
+    #[test]
+    fn every_reply_is_sent_once_also_when_it_is_forgotten() {
+        let sent = Arc::new(Sent::default());
+        let reply = |unique| PendingReply::new(sent.clone(), unique, b"body");
+        reply(1).ok();
+        reply(2).err(Errno(28));
+        drop(reply(3));
+        let sent = sent.0.lock().unwrap();
+        assert_eq!(*sent, [(1, 0, b"body".to_vec()), (2, 28, vec![]), (3, EIO, vec![])]);
+    }
 }

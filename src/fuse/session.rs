@@ -10,7 +10,6 @@ use super::init::{HEAD_ROOM, InitValues};
 use crate::ports::Errno;
 use crate::sys::wake;
 use std::os::unix::thread::JoinHandleExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -49,14 +48,7 @@ fn serve(fs: &Arc<MirrorFs>, device: &Device, init: InitValues, shared: &Shared)
     while !shared.stop.load(Ordering::Acquire) {
         match device.receive(&mut buf) {
             Received::Request(len) => {
-                let request = &buf[..len];
-                // No input is known to panic. Should one, its caller gets EIO and the mount goes on.
-                if catch_unwind(AssertUnwindSafe(|| fs.dispatch(request, &mut scratch))).is_err() {
-                    tracing::error!("serving a request panicked");
-                    if let Some(unique) = buf.get(8..16).and_then(|b| b.try_into().ok()) {
-                        device.error(u64::from_ne_bytes(unique), Errno(libc::EIO));
-                    }
-                }
+                fs.dispatch(&buf[..len], &mut scratch);
             }
             Received::Nothing => {}
             Received::Ended => return,

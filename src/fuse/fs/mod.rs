@@ -29,6 +29,7 @@ use crate::tree::Tree;
 use handles::{Handles, OpenDir, OpenFile};
 use request::Request;
 use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 use zerocopy::{Immutable, IntoBytes};
@@ -122,8 +123,17 @@ impl MirrorFs {
         Self { tree, replicator, device, sink, init, era, files, dirs }
     }
 
-    /// Serves the request in `buf`.
+    /// Serves the request in `buf`. Does not panic: no input is known to, but should one, its caller gets EIO
+    /// and the mount goes on.
     pub fn dispatch(self: &Arc<Self>, buf: &[u8], scratch: &mut Scratch) {
+        if catch_unwind(AssertUnwindSafe(|| self.serve(buf, scratch))).is_err() {
+            let Some(request) = Request::parse(buf) else { return };
+            tracing::error!(opcode = request.header.opcode, "serving a request panicked");
+            self.device.error(request.header.unique, Errno(libc::EIO));
+        }
+    }
+
+    fn serve(self: &Arc<Self>, buf: &[u8], scratch: &mut Scratch) {
         let Some(mut request) = Request::parse(buf) else {
             tracing::error!(len = buf.len(), "the kernel sent a request that is too short");
             return;
@@ -133,10 +143,8 @@ impl MirrorFs {
             Ok(()) => {}
             Err(Stop::Errno(errno)) => self.device.error(unique, errno),
             Err(Stop::Park) => {
-                let fs = Arc::clone(self);
-                let owned = buf.to_vec();
-                let again = Box::new(move || fs.dispatch(&owned, &mut Scratch::default()));
-                self.replicator.park(again, buf.len());
+                let parked = Parked { fs: Arc::clone(self), request: buf.to_vec(), unique, run: false };
+                self.replicator.park(Box::new(move || parked.run()), buf.len());
             }
         }
     }
@@ -280,6 +288,30 @@ impl MirrorFs {
     fn pending_failure(&self, r: &Request<'_>, errno: Errno) -> PendingReply {
         let sink = Arc::new(FailAnyway { sink: Arc::clone(&self.sink), errno });
         PendingReply::new(sink, r.header.unique, &[])
+    }
+}
+
+/// A request put aside. Dropped without having been run it answers EIO.
+struct Parked {
+    fs: Arc<MirrorFs>,
+    request: Vec<u8>,
+    unique: u64,
+    run: bool,
+}
+
+impl Parked {
+    fn run(mut self) {
+        self.run = true;
+        self.fs.dispatch(&self.request, &mut Scratch::default());
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if !self.run {
+            tracing::error!(unique = self.unique, "a request put aside was given up; its caller gets EIO");
+            self.fs.device.error(self.unique, Errno(libc::EIO));
+        }
     }
 }
 
