@@ -147,6 +147,11 @@ pub trait Replicator: Send + Sync {
     /// fsync while no mutation is allowed (standby, frozen reads): local only.
     fn local_sync(&self, local: LocalSync, reply: PendingReply);
 
+    /// The tree of `volume` was changed, or may have been, in a way that no operation describes: the standby
+    /// is no longer equal and only a compare makes it so. To be called while the ticket of the failed
+    /// operation is held, where there still is one.
+    fn spoil(&self, volume: Volume, why: &str);
+
     /// The kernel forgot these ids.
     fn forget(&self, volume: Volume, ids: &[FileId]);
 }

@@ -108,5 +108,9 @@ impl Replicator for Local {
         self.enqueue((local, reply));
     }
 
+    fn spoil(&self, _volume: Volume, why: &str) {
+        tracing::error!(why, "a standby would no longer be equal");
+    }
+
     fn forget(&self, _volume: Volume, _ids: &[FileId]) {}
 }

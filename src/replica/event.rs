@@ -12,7 +12,7 @@ pub enum StreamEnd {
     Protocol(String),
     /// Acknowledgements made no progress for the configured time.
     Stalled,
-    /// An object was changed that the stream cannot name: only a full compare helps.
+    /// Something was changed that the stream cannot name or express: only a full compare helps.
     Unnamed(String),
 }
 

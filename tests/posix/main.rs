@@ -6,5 +6,6 @@ mod equal;
 mod eras;
 mod mapping;
 mod roles;
+mod rude;
 mod standby;
 mod support;

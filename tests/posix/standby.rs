@@ -228,6 +228,10 @@ impl Replicator for Standby {
         reply.ok();
     }
 
+    fn spoil(&self, _: Volume, why: &str) {
+        panic!("{why}");
+    }
+
     fn forget(&self, _: Volume, ids: &[FileId]) {
         let mut s = self.state.lock().expect("state");
         for id in ids {

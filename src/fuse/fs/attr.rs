@@ -1,7 +1,7 @@
 //! SETATTR: chmod, chown, truncate, utimens.
 
 use super::request::Request;
-use super::{MirrorFs, Outcome, Stop, errno};
+use super::{MirrorFs, Outcome, Stop, errno, is_early};
 use crate::fuse::abi::{SetattrIn, fattr};
 use crate::ports::Errno;
 use crate::proto::FsOp;
@@ -44,7 +44,11 @@ impl MirrorFs {
     fn apply_attr(&self, a: &SetattrIn, path: BorrowedFd<'_>, done: &mut Done) -> Result<(), Errno> {
         let has = |bit| a.valid & bit != 0;
         if has(fattr::SIZE) {
-            self.set_size(a, path)?;
+            self.set_size(a, path).inspect_err(|errno| {
+                if !is_early(*errno) {
+                    self.spoil("a truncation failed half-way");
+                }
+            })?;
             done.any = true;
             done.size = Some(a.size);
         }
@@ -97,6 +101,7 @@ impl MirrorFs {
         }
         let stat = after.unwrap_or_else(|errno| {
             tracing::error!(errno = errno.0, id = id.0, "stat after a change of attributes failed");
+            self.spoil("attributes could not be read");
             Stat { mode: a.mode, ..Stat::default() }
         });
         // A symlink has no mode to set.

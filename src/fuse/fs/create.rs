@@ -6,7 +6,7 @@
 use super::handles::OpenFile;
 use super::lookup::decode_dev;
 use super::request::Request;
-use super::{MirrorFs, Outcome, mtime_after};
+use super::{MirrorFs, Outcome};
 use crate::fuse::abi::{self, CreateIn, CreateOut, OpenOut};
 use crate::ports::{Errno, Ticket};
 use crate::proto::fsop::{Attr, Xattr};
@@ -36,6 +36,9 @@ fn inherited(list: Result<Vec<u8>, Errno>, get: impl Fn(&[u8]) -> Result<Vec<u8>
     let names = list.split(|b| *b == 0).filter(|n| n.starts_with(b"system.posix_acl_"));
     names.filter_map(|n| Some((n.to_vec(), get(n).ok()?.into()))).collect()
 }
+
+/// Why the standby is not equal any more: at least the directory's times differ.
+const TAKEN_BACK: &str = "a new object could not be looked at and was taken back";
 
 /// What was just made.
 struct New {
@@ -83,6 +86,7 @@ impl MirrorFs {
         let new = match self.inspect(fd) {
             Ok(new) => new,
             Err(errno) => {
+                self.spoil(TAKEN_BACK);
                 file::unlink(dir.as_fd(), name)?;
                 return Err(errno.into());
             }
@@ -96,7 +100,7 @@ impl MirrorFs {
             mode_arg: a.mode,
             attr: wire_attr(&new.stat),
             xattrs: inherited(list, |n| file::fd_get_xattr(new.fd.as_fd(), n)),
-            dir_mtime: mtime_after(dir.as_fd()),
+            dir_mtime: self.mtime_after(dir.as_fd()),
         };
         let body = CreateOut {
             entry: self.entry(id, &new.stat, Self::ttl_of_mutation()),
@@ -205,7 +209,7 @@ impl MirrorFs {
             mode_arg,
             attr: wire_attr(&new.stat),
             xattrs: inherited(list, |n| file::get_xattr(new.fd.as_fd(), n)),
-            dir_mtime: mtime_after(dir.as_fd()),
+            dir_mtime: self.mtime_after(dir.as_fd()),
         };
         let body = self.entry(id, &new.stat, Self::ttl_of_mutation());
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
@@ -216,6 +220,7 @@ impl MirrorFs {
     fn made(&self, dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<New, Errno> {
         let opened = file::open_at(dir, name, libc::O_PATH, 0).and_then(|fd| self.inspect(fd));
         opened.inspect_err(|_| {
+            self.spoil(TAKEN_BACK);
             let undone = if mode & libc::S_IFMT == libc::S_IFDIR {
                 file::unlink_dir(dir, name)
             } else {
@@ -247,7 +252,7 @@ impl MirrorFs {
             id,
             target: target.to_vec(),
             attr: wire_attr(&new.stat),
-            dir_mtime: mtime_after(dir.as_fd()),
+            dir_mtime: self.mtime_after(dir.as_fd()),
         };
         let body = self.entry(id, &new.stat, Self::ttl_of_mutation());
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));

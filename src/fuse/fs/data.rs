@@ -2,7 +2,7 @@
 
 use super::handles::OpenFile;
 use super::request::Request;
-use super::{MirrorFs, Outcome, Scratch, errno, mtime_after};
+use super::{MirrorFs, Outcome, Scratch, errno, is_early};
 use crate::fuse::abi::{self, LseekOut, OpenOut, ReadIn, WriteIn, WriteOut};
 use crate::fuse::init::MAX_WRITE;
 use crate::ports::{Admission, Errno, LocalSync};
@@ -60,7 +60,7 @@ impl MirrorFs {
         let _ns = self.tree.ns_shared();
         let _stripe = self.tree.stripe(open.id);
         let len = file::pwrite(open.fd.as_fd(), data, a.offset)?;
-        let stat = Self::stat_after(&open);
+        let stat = self.stat_after(&open);
         let kill = a.write_flags & abi::WRITE_KILL_SUIDGID != 0;
         let clear = if kill { Self::kill_privileges(open.fd.as_fd(), &stat) } else { None };
         let op = FsOp::Write { id: open.id, offset: a.offset, mtime: stat.mtime, clear };
@@ -79,9 +79,10 @@ impl MirrorFs {
     }
 
     /// The attributes after a successful change of data.
-    fn stat_after(open: &OpenFile) -> Stat {
+    fn stat_after(&self, open: &OpenFile) -> Stat {
         file::stat(open.fd.as_fd()).unwrap_or_else(|errno| {
             tracing::error!(errno = errno.0, id = open.id.0, "stat after a write failed");
+            self.spoil("attributes could not be read");
             Stat::default()
         })
     }
@@ -103,8 +104,11 @@ impl MirrorFs {
         let _stripe = self.tree.stripe(open.id);
         let size_before = file::stat(open.fd.as_fd())?.size;
         if let Err(errno) = file::fallocate(open.fd.as_fd(), a.mode, a.offset, a.length) {
+            if may_have_zeroed(a.mode, errno) {
+                self.spoil("zeroing a range failed half-way");
+            }
             // Out of space half-way, some file systems leave the file longer: the standby's must be too.
-            let stat = Self::stat_after(&open);
+            let stat = self.stat_after(&open);
             if stat.size == size_before {
                 return Err(errno.into());
             }
@@ -120,7 +124,7 @@ impl MirrorFs {
             mode: a.mode,
             offset: a.offset,
             length: a.length,
-            mtime: mtime_after(open.fd.as_fd()),
+            mtime: self.mtime_after(open.fd.as_fd()),
         };
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
         Ok(())
@@ -160,17 +164,22 @@ impl MirrorFs {
         let (reply, len) = match read_exactly(&to, &mut bulk, a.off_out) {
             Ok(()) => (self.pending(r, &body), copied),
             Err(errno) => {
-                // There is nothing to send: the disk wrote these bytes and cannot read them. The two
-                // sides may differ here until the next comparison.
+                // There is nothing to send: the disk wrote these bytes and cannot read them.
                 tracing::error!(errno = errno.0, id = to.id.0, copied, "reading back a copy failed");
+                self.spoil("a copy could not be read back");
                 return Err(errno.into());
             }
         };
-        let stat = Self::stat_after(&to);
+        let stat = self.stat_after(&to);
         let op = FsOp::Write { id: to.id, offset: a.off_out, mtime: stat.mtime, clear: None };
         self.replicator.submit(ticket, self.tree.volume, &op, &bulk[..len], reply);
         Ok(())
     }
+}
+
+/// After this error of fallocate(2), may bytes have changed? Mere allocation changes none.
+const fn may_have_zeroed(mode: u32, errno: Errno) -> bool {
+    mode & !(libc::FALLOC_FL_KEEP_SIZE as u32) != 0 && !is_early(errno)
 }
 
 fn read_exactly(file: &OpenFile, mut buf: &mut [u8], mut offset: u64) -> Result<(), Errno> {
@@ -183,4 +192,23 @@ fn read_exactly(file: &OpenFile, mut buf: &mut [u8], mut offset: u64) -> Result<
         offset += len as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_for_what_the_file_system_lacks_spoils_nothing_but_a_sick_disk_does() {
+        let (keep, punch, zero) =
+            (libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_ZERO_RANGE);
+        let spoils = |mode: i32, errno| may_have_zeroed(mode as u32, Errno(errno));
+        assert!(!spoils(punch | keep, libc::EOPNOTSUPP));
+        assert!(!spoils(zero, libc::EINVAL));
+        assert!(!spoils(0, libc::ENOSPC));
+        assert!(!spoils(keep, libc::EIO));
+        assert!(spoils(punch | keep, libc::EIO));
+        assert!(spoils(zero, libc::ENOSPC));
+        assert!(spoils(zero | keep, libc::ENOMEM));
+    }
 }

@@ -129,6 +129,10 @@ impl MirrorFs {
         if catch_unwind(AssertUnwindSafe(|| self.serve(buf, scratch))).is_err() {
             let Some(request) = Request::parse(buf) else { return };
             tracing::error!(opcode = request.header.opcode, "serving a request panicked");
+            if mutates(request.header.opcode) {
+                // Whatever panicked may do so again.
+                let _ = catch_unwind(AssertUnwindSafe(|| self.spoil("an operation panicked half-way")));
+            }
             self.device.error(request.header.unique, Errno(libc::EIO));
         }
     }
@@ -197,6 +201,23 @@ impl MirrorFs {
             // INTERRUPT: likewise; whoever is interrupted waits for the reply that comes anyway.
             // Everything else is not implemented, which has the same answer.
             _ => Err(errno(libc::ENOSYS)),
+        }
+    }
+
+    /// Something was changed here, or may have been, that the standby is not told.
+    fn spoil(&self, why: &str) {
+        self.replicator.spoil(self.tree.volume, why);
+    }
+
+    /// mtime of an object that was just changed successfully. Failing here means a sick file system.
+    fn mtime_after(&self, fd: BorrowedFd<'_>) -> Time {
+        match file::stat(fd) {
+            Ok(stat) => stat.mtime,
+            Err(errno) => {
+                tracing::error!(errno = errno.0, "stat after a change failed");
+                self.spoil("a modification time could not be read");
+                (0, 0)
+            }
         }
     }
 
@@ -326,16 +347,47 @@ impl ReplySink for FailAnyway {
     }
 }
 
-/// mtime of an object that was just changed successfully. Failing here means a sick file system: the
-/// change still has to be replicated, with a time that stands out.
-fn mtime_after(fd: BorrowedFd<'_>) -> Time {
-    match file::stat(fd) {
-        Ok(stat) => stat.mtime,
-        Err(errno) => {
-            tracing::error!(errno = errno.0, "stat after a change failed, its mtime is replicated as 0");
-            (0, 0)
-        }
-    }
+/// Does a request of this kind change the tree?
+const fn mutates(opcode: u32) -> bool {
+    matches!(
+        opcode,
+        op::WRITE
+            | op::SETATTR
+            | op::CREATE
+            | op::TMPFILE
+            | op::MKNOD
+            | op::MKDIR
+            | op::SYMLINK
+            | op::LINK
+            | op::UNLINK
+            | op::RMDIR
+            | op::RENAME
+            | op::RENAME2
+            | op::FALLOCATE
+            | op::COPY_FILE_RANGE
+            | op::SETXATTR
+            | op::REMOVEXATTR
+    )
+}
+
+/// Errors that a file system gives before it touches anything. After any other the object may be changed.
+const fn is_early(errno: Errno) -> bool {
+    matches!(
+        errno.0,
+        libc::EACCES
+            | libc::EBADF
+            | libc::EFBIG
+            | libc::EINVAL
+            | libc::EISDIR
+            | libc::ENODEV
+            | libc::ENOSYS
+            | libc::EOPNOTSUPP
+            | libc::EOVERFLOW
+            | libc::EPERM
+            | libc::ESPIPE
+            | libc::ESTALE
+            | libc::ETXTBSY
+    )
 }
 
 /// The id behind a node number of the kernel.

@@ -1,7 +1,7 @@
 //! What moves and removes names: LINK, UNLINK, RMDIR, RENAME.
 
 use super::request::Request;
-use super::{MirrorFs, Outcome, errno, id, mtime_after};
+use super::{MirrorFs, Outcome, errno, id};
 use crate::fuse::abi;
 use crate::ports::Errno;
 use crate::proto::{FileId, FsOp};
@@ -24,14 +24,15 @@ impl MirrorFs {
         let stat = match file::stat(fd.as_fd()) {
             Ok(stat) => stat,
             Err(errno) => {
-                // Not replicated, so it must not stay.
+                // Not replicated, so it must not stay. It changed the directory's times in any case.
+                self.spoil("a link could not be looked at and was taken back");
                 file::unlink(dir.as_fd(), name)?;
                 return Err(errno.into());
             }
         };
         self.tree.inodes.lookup(handle, parent, name, stat.nlink);
         self.tree.inodes.set_kept(old, None);
-        let dir_mtime = mtime_after(dir.as_fd());
+        let dir_mtime = self.mtime_after(dir.as_fd());
         let op = FsOp::Link { id: old, parent, name: name.to_vec(), dir_mtime };
         let body = self.entry(old, &stat, Self::ttl_of_mutation());
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
@@ -72,7 +73,7 @@ impl MirrorFs {
         if let Some(victim) = victim {
             self.name_gone(parent, name, victim);
         }
-        let op = FsOp::Unlink { parent, name: name.to_vec(), dir_mtime: mtime_after(dir.as_fd()) };
+        let op = FsOp::Unlink { parent, name: name.to_vec(), dir_mtime: self.mtime_after(dir.as_fd()) };
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
         Ok(())
     }
@@ -91,7 +92,7 @@ impl MirrorFs {
         if let Some(victim) = victim {
             self.name_gone(parent, name, victim);
         }
-        let op = FsOp::Rmdir { parent, name: name.to_vec(), dir_mtime: mtime_after(dir.as_fd()) };
+        let op = FsOp::Rmdir { parent, name: name.to_vec(), dir_mtime: self.mtime_after(dir.as_fd()) };
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
         Ok(())
     }
@@ -125,8 +126,8 @@ impl MirrorFs {
             to_parent,
             to_name: to_name.to_vec(),
             flags,
-            dir_mtime: mtime_after(dir.as_fd()),
-            to_dir_mtime: mtime_after(to_dir.as_fd()),
+            dir_mtime: self.mtime_after(dir.as_fd()),
+            to_dir_mtime: self.mtime_after(to_dir.as_fd()),
         };
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
         Ok(())

@@ -15,7 +15,7 @@ mod conn;
 mod core;
 mod park;
 
-use self::core::{Core, CoreError, Outcome, Submitted, Window};
+use self::core::{Core, Outcome, Submitted, Window};
 use crate::base::{ClusterId, Epoch, Generation, Volume};
 use crate::ports::{Admission, Errno, Gate, LocalSync, ParkedRequest, PendingReply, Replicator, Ticket};
 use crate::proto::frame::Kind;
@@ -327,7 +327,7 @@ impl Inner {
     }
 
     /// After an error that the stream cannot express: no replay, no stream.
-    fn broken(&self, core: &mut Core, error: &CoreError, out: &mut Outcome) {
+    fn broken(&self, core: &mut Core, error: &dyn std::fmt::Display, out: &mut Outcome) {
         tracing::error!(error = %error, "operation cannot enter the stream; a full compare is needed");
         core.gap = true;
         if let Some(conn) = &core.conn {
@@ -502,6 +502,14 @@ impl Replicator for Primary {
 
     fn local_sync(&self, local: LocalSync, reply: PendingReply) {
         self.inner.on_pool(local, |_, result| answer(reply, result));
+    }
+
+    fn spoil(&self, volume: Volume, why: &str) {
+        let mut out = Outcome::default();
+        let error = format!("volume {}: {why}", volume.0);
+        self.inner.broken(&mut lock(&self.inner.core), &error, &mut out);
+        out.send(&self.inner.events);
+        self.inner.parked_wake.notify_all();
     }
 
     fn forget(&self, volume: Volume, ids: &[FileId]) {

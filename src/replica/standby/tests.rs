@@ -4,7 +4,7 @@ use super::*;
 use crate::base::{Generation, Volume};
 use crate::ports::{Admission, Gate, PendingReply, Replicator, ReplySink};
 use crate::proto::{FileId, FsOp};
-use crate::replica::{Primary, primary};
+use crate::replica::{Primary, StreamEnd, primary};
 use crate::sys::backing::Backing;
 use std::cell::Cell;
 use std::net::{TcpListener, TcpStream};
@@ -107,6 +107,26 @@ fn a_disk_that_answers_no_fsync_ends_the_stream() {
     });
     assert_eq!(two.standby.applied(), None);
     release.send(()).unwrap();
+}
+
+#[test]
+fn a_spoiled_tree_ends_the_stream_and_is_never_replayed() {
+    let mut two = Two::new(LONG);
+    two.ready();
+    assert!(two.primary.replay_from().is_some());
+    two.primary.spoil(Volume(0), "something failed half-way");
+    two.event(
+        "StreamDown",
+        |e| matches!(e, Event::StreamDown { why: StreamEnd::Unnamed(why), .. } if why.contains("half-way")),
+    );
+    assert_eq!((two.primary.replay_from(), two.primary.position()), (None, None));
+    assert!(two.connect(Plan::Replay).is_err());
+    // Without a stream it is as bad: the next standby must be compared.
+    two.ready();
+    assert!(two.primary.replay_from().is_some());
+    two.primary.disconnect(LONG);
+    two.primary.spoil(Volume(0), "again");
+    assert_eq!(two.primary.replay_from(), None);
 }
 
 #[test]
