@@ -140,3 +140,23 @@ fn whoever_is_forgotten_gets_eio_and_the_mount_goes_on() {
         std::fs::create_dir(m.path("kind")).expect("mkdir");
     });
 }
+
+#[test]
+fn an_object_whose_making_was_refused_leaves_no_handle_and_no_count() {
+    isolated(|| {
+        let (m, rude) = Rude::mount();
+        std::fs::write(m.path("there"), b"").expect("write");
+        let known = m.tree.inodes.len();
+        rude.behave(Manner::Refuse);
+        eio(std::fs::File::create_new(m.path("refused-create")).map(drop));
+        eio(std::fs::create_dir(m.path("refused-directory")));
+        eio(std::os::unix::fs::symlink("x", m.path("refused-link")));
+        eio(std::fs::hard_link(m.path("there"), m.path("refused-name")));
+        let top = std::fs::File::open(&m.dir).expect("open");
+        assert_eq!(file::open_tmpfile(top.as_fd(), 0o600, false).map(drop), Err(Errno(libc::EIO)));
+        rude.behave(Manner::Kind);
+        assert_eq!(open_descriptors("refused-create"), 0);
+        assert_eq!(open_descriptors(&format!("{} (deleted)", "refused")), 0);
+        assert_eq!(m.tree.inodes.len(), known);
+    });
+}

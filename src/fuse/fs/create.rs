@@ -102,11 +102,10 @@ impl MirrorFs {
             xattrs: inherited(list, |n| file::fd_get_xattr(new.fd.as_fd(), n)),
             dir_mtime: self.mtime_after(dir.as_fd()),
         };
-        let body = CreateOut {
-            entry: self.entry(id, &new.stat, Self::ttl_of_mutation()),
-            open: self.open_out(id, new.fd, share),
-        };
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
+        let open = self.open_out(id, new.fd, share);
+        let body = CreateOut { entry: self.entry(id, &new.stat, Self::ttl_of_mutation()), open };
+        let reply = self.pending_made(r, &body, id, Some(open.fh));
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
         Ok(())
     }
 
@@ -162,11 +161,10 @@ impl MirrorFs {
         let list = file::fd_list_xattr(new.fd.as_fd());
         let xattrs = inherited(list, |n| file::fd_get_xattr(new.fd.as_fd(), n));
         let op = FsOp::Tmpfile { parent, id, attr: wire_attr(&new.stat), xattrs };
-        let body = CreateOut {
-            entry: self.entry(id, &new.stat, Self::ttl_of_mutation()),
-            open: self.open_out(id, new.fd, share),
-        };
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
+        let open = self.open_out(id, new.fd, share);
+        let body = CreateOut { entry: self.entry(id, &new.stat, Self::ttl_of_mutation()), open };
+        let reply = self.pending_made(r, &body, id, Some(open.fh));
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
         Ok(())
     }
 
@@ -212,7 +210,8 @@ impl MirrorFs {
             dir_mtime: self.mtime_after(dir.as_fd()),
         };
         let body = self.entry(id, &new.stat, Self::ttl_of_mutation());
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
+        let reply = self.pending_made(r, &body, id, None);
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
         Ok(())
     }
 
@@ -255,7 +254,8 @@ impl MirrorFs {
             dir_mtime: self.mtime_after(dir.as_fd()),
         };
         let body = self.entry(id, &new.stat, Self::ttl_of_mutation());
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
+        let reply = self.pending_made(r, &body, id, None);
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
         Ok(())
     }
 }

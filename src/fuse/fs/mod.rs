@@ -92,7 +92,7 @@ pub struct MirrorFs {
     sink: Arc<dyn ReplySink>,
     init: InitValues,
     era: Arc<Era>,
-    files: Handles<OpenFile>,
+    files: Arc<Handles<OpenFile>>,
     dirs: Handles<OpenDir>,
 }
 
@@ -119,7 +119,7 @@ impl MirrorFs {
         era: Arc<Era>,
     ) -> Self {
         let sink: Arc<dyn ReplySink> = Arc::clone(&device) as _;
-        let (files, dirs) = (Handles::default(), Handles::default());
+        let (files, dirs) = (Arc::default(), Handles::default());
         Self { tree, replicator, device, sink, init, era, files, dirs }
     }
 
@@ -304,6 +304,19 @@ impl MirrorFs {
         PendingReply::new(Arc::clone(&self.sink), r.header.unique, &[])
     }
 
+    /// A reply that makes `id`, and `fh` if it was opened, known to the kernel: unless it is an error.
+    fn pending_made<T: IntoBytes + Immutable>(
+        &self,
+        r: &Request<'_>,
+        body: &T,
+        id: FileId,
+        fh: Option<u64>,
+    ) -> PendingReply {
+        let (tree, files) = (Arc::clone(&self.tree), Arc::clone(&self.files));
+        let sink = Arc::new(Unmade { sink: Arc::clone(&self.sink), tree, files, id, fh });
+        PendingReply::new(sink, r.header.unique, body.as_bytes())
+    }
+
     /// A reply for a request that changed something and failed all the same: the change is replicated,
     /// and once it is, the caller is told `errno`.
     fn pending_failure(&self, r: &Request<'_>, errno: Errno) -> PendingReply {
@@ -333,6 +346,29 @@ impl Drop for Parked {
             tracing::error!(unique = self.unique, "a request put aside was given up; its caller gets EIO");
             self.fs.device.error(self.unique, Errno(libc::EIO));
         }
+    }
+}
+
+/// Takes back what the kernel will not know of because it is told an error: it sends no FORGET and no RELEASE.
+/// The replicator is not told of a forgotten id: it may be the one who answers, under its locks, and it loses
+/// no more than the memory of a number that never comes again.
+struct Unmade {
+    sink: Arc<dyn ReplySink>,
+    tree: Arc<Tree>,
+    files: Arc<Handles<OpenFile>>,
+    id: FileId,
+    fh: Option<u64>,
+}
+
+impl ReplySink for Unmade {
+    fn send(&self, unique: u64, error: i32, body: &[u8]) {
+        if error != 0 {
+            if let Some(fh) = self.fh {
+                self.files.remove(fh);
+            }
+            self.tree.inodes.forget(self.id, 1, &mut Vec::new());
+        }
+        self.sink.send(unique, error, body);
     }
 }
 

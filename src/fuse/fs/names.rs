@@ -35,7 +35,8 @@ impl MirrorFs {
         let dir_mtime = self.mtime_after(dir.as_fd());
         let op = FsOp::Link { id: old, parent, name: name.to_vec(), dir_mtime };
         let body = self.entry(old, &stat, Self::ttl_of_mutation());
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
+        let reply = self.pending_made(r, &body, old, None);
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
         Ok(())
     }
 
