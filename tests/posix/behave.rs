@@ -269,6 +269,44 @@ fn shared_mappings_and_birth_times_work() {
 }
 
 #[test]
+fn a_name_the_kernel_did_not_know_of_is_opened_with_the_caller_s_rights() {
+    isolated(|| {
+        let (m, _) = Mounted::local();
+        open_up(&m);
+        let f = m.path("f");
+        assert!(!f.exists(), "now the kernel believes that there is nothing");
+        std::fs::write(m.below().join("f"), b"secret").expect("write below");
+        std::fs::set_permissions(m.below().join("f"), PermissionsExt::from_mode(0o600)).expect("chmod");
+        let d = m.dir.display();
+        assert!(!as_user(&format!("(exec 3<>{d}/f) 2>/dev/null")), "open with O_CREAT");
+        assert!(!as_user(&format!("(: >{d}/f) 2>/dev/null")), "open with O_CREAT and O_TRUNC");
+        assert_eq!(std::fs::read(m.below().join("f")).expect("read"), b"secret");
+        // Whoever may gets the file that is there.
+        assert!(!m.path("g").exists());
+        std::fs::write(m.below().join("g"), b"0123").expect("write below");
+        std::fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(m.path("g"))
+            .expect("open")
+            .write_all(b"ab")
+            .expect("write");
+        assert_eq!(std::fs::read(m.path("g")).expect("read"), b"ab23");
+        assert!(!m.path("h").exists());
+        std::os::unix::fs::symlink("g", m.below().join("h")).expect("symlink below");
+        std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(m.path("h"))
+            .expect("open")
+            .write_all(b"+")
+            .expect("write");
+        assert_eq!(std::fs::read(m.path("g")).expect("read"), b"ab23+");
+    });
+}
+
+#[test]
 fn past_the_share_of_applications_opening_fails_and_everything_else_works() {
     isolated(|| {
         let all = Arc::new(Descriptors::with_limit(200));

@@ -6,9 +6,9 @@
 use super::handles::OpenFile;
 use super::lookup::decode_dev;
 use super::request::Request;
-use super::{MirrorFs, Outcome};
+use super::{MirrorFs, Outcome, errno};
 use crate::fuse::abi::{self, CreateIn, CreateOut, OpenOut};
-use crate::ports::{Errno, Ticket};
+use crate::ports::Errno;
 use crate::proto::fsop::{Attr, Xattr};
 use crate::proto::{FileId, FsOp};
 use crate::sys::backing::FileHandle;
@@ -78,8 +78,10 @@ impl MirrorFs {
             file::open_at(dir.as_fd(), name, flags, a.mode & 0o7777)
         };
         let fd = match made {
+            // The name is there although the kernel believed it was not. ESTALE makes it look anew and then open
+            // what it finds, with the caller's rights.
             Err(Errno(libc::EEXIST)) if a.flags & libc::O_EXCL as u32 == 0 => {
-                return self.create_existing(r, ticket, share, dir.as_fd(), name, a.flags);
+                return Err(errno(libc::ESTALE));
             }
             other => other?,
         };
@@ -106,38 +108,6 @@ impl MirrorFs {
         let body = CreateOut { entry: self.entry(id, &new.stat, Self::ttl_of_mutation()), open };
         let reply = self.pending_made(r, &body, id, Some(open.fh));
         self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
-        Ok(())
-    }
-
-    /// The name is there although the kernel believed it was not: an ordinary open.
-    fn create_existing(
-        &self,
-        r: &Request<'_>,
-        ticket: Ticket<'_>,
-        share: Share,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        flags: u32,
-    ) -> Outcome {
-        let fd = file::open_at(dir, name, libc::O_RDWR | libc::O_NOATIME, 0)?;
-        let handle = self.tree.backing.handle_of(fd.as_fd())?;
-        let truncate = flags & libc::O_TRUNC as u32 != 0;
-        if truncate {
-            file::set_len(fd.as_fd(), 0)?;
-        }
-        let stat = file::stat(fd.as_fd())?;
-        let id = self.tree.inodes.lookup(handle, r.id(), name, stat.nlink);
-        let body = CreateOut {
-            entry: self.entry(id, &stat, Self::ttl_of_mutation()),
-            open: self.open_out(id, fd, share),
-        };
-        if !truncate {
-            drop(ticket);
-            return self.reply(r, &body);
-        }
-        let (size, mtime) = (Some(0), stat.mtime);
-        let op = FsOp::SetAttr { id, mode: None, uid: None, gid: None, size, atime: None, mtime };
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending(r, &body));
         Ok(())
     }
 
