@@ -283,6 +283,8 @@ impl Core {
             if chain.len() >= DEPTH_MAX {
                 return Err(CoreError::Depth(volume));
             }
+            // Its directories are where they are; one of btrfs has a single link.
+            let not = not.filter(|_| at == id);
             let Some((parent, name)) = tree.alias_except(at, not) else {
                 return no_name(tree, at, not.is_some()).map(|()| false);
             };
