@@ -4,8 +4,23 @@ use crate::ports::Errno;
 use crate::proto::Attr;
 use crate::proto::fsop::Xattr;
 use crate::sys::file::{self, Stat};
-use crate::tree::is_hidden_xattr;
+use crate::tree::{Tree, is_hidden_xattr};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+/// syncfs of every tree. What failed distrusts its page cache: the kernel reports a lost page once and
+/// shows it as if it were on the disk from then on, so a later compare must not read it from there.
+///
+/// # Errors
+/// The first failure; every tree is tried, so that no error is left for a later sync to report.
+pub fn sync_trees(trees: &[Arc<Tree>]) -> Result<(), Errno> {
+    sync_each(trees, |tree| tree.backing.sync_fs())
+}
+
+fn sync_each(trees: &[Arc<Tree>], sync: impl Fn(&Tree) -> Result<(), Errno>) -> Result<(), Errno> {
+    let all = trees.iter().map(|tree| sync(tree).inspect_err(|_| tree.distrust_cache()));
+    all.fold(Ok(()), Result::and)
+}
 
 /// The attributes that travel.
 pub fn attr_of(stat: &Stat) -> Attr {
@@ -122,6 +137,25 @@ pub fn write_full(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> Result<(), Err
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Volume;
+    use crate::sys::backing::Backing;
+    use std::cell::Cell;
+
+    #[test]
+    fn a_failed_sync_distrusts_its_tree_and_skips_no_other() {
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let tree = |n: usize| Arc::new(Tree::new(Volume(n as u16), Backing::open(dirs[n].path()).unwrap()));
+        let trees = [tree(0), tree(1), tree(2)];
+        let tried = Cell::new(0);
+        let result = sync_each(&trees, |tree| {
+            tried.set(tried.get() + 1);
+            if tree.volume == Volume(1) { Err(Errno(libc::EIO)) } else { Ok(()) }
+        });
+        assert_eq!((result, tried.get()), (Err(Errno(libc::EIO)), 3));
+        assert_eq!(trees.each_ref().map(|tree| tree.is_cache_distrusted()), [false, true, false]);
+        assert_eq!(sync_trees(&trees), Ok(()));
+        assert!(trees[1].is_cache_distrusted(), "a later success proves nothing");
+    }
 
     #[test]
     fn gaps_are_the_complement() {

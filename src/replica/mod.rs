@@ -24,6 +24,7 @@ pub mod standby;
 pub mod wire;
 
 pub use event::{Event, EventSink, Progress, StreamEnd};
+pub use local::sync_trees;
 pub use primary::Primary;
 pub use standby::Standby;
 pub use wire::DataConn;

@@ -146,7 +146,10 @@ impl ClusterUnit {
         let (fence, durable) =
             tokio::task::spawn_blocking(move || read_fence(&path)).await.map_err(|e| e.to_string())??;
         let paths: Vec<PathBuf> = spec.spec.directories.iter().map(|d| d.path.clone()).collect();
-        let volumes = Arc::new(Mutex::new(Volumes::new(id.clone(), shared.state.clone(), &paths)));
+        let mut volumes = Volumes::new(id.clone(), shared.state.clone(), &paths);
+        // The record does not say whether a sync failed before the resync that it names.
+        volumes.suspect = durable.as_ref().is_some_and(|d| d.inconsistent.is_some());
+        let volumes = Arc::new(Mutex::new(volumes));
         let mut seed = [0u8; 16];
         getrandom::fill(&mut seed).map_err(|e| format!("no random bytes: {e}"))?;
         let core = Cluster::new(

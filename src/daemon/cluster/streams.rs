@@ -153,7 +153,7 @@ impl Streams {
         let mut sick = self.sick.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(at) = *sick else { return false };
         let synced = at.elapsed() > SICK_FOR
-            && self.sides.get().is_some_and(|s| s.trees.iter().all(|t| t.backing.sync_fs().is_ok()));
+            && self.sides.get().is_some_and(|sides| replica::sync_trees(&sides.trees).is_ok());
         if synced {
             *sick = None;
         }

@@ -48,6 +48,9 @@ pub struct Volumes {
     pub units: Vec<VolumeUnit>,
     /// Unmounted by the operator: not mounted again before the next start.
     pub ejected: bool,
+    /// This node's copy is not a good one: a sync may have failed in this boot, and the kernel shows lost
+    /// pages as if they were on the disk. What is opened is not to be compared by cached pages.
+    pub suspect: bool,
     cluster: ClusterId,
     state: StateDir,
 }
@@ -67,7 +70,7 @@ impl Volumes {
                 index: Volume(index),
             })
             .collect();
-        Self { units, ejected: false, cluster, state }
+        Self { units, ejected: false, suspect: false, cluster, state }
     }
 
     /// Opens and recognises what is not open yet; the worst state of all directories.
@@ -81,7 +84,11 @@ impl Volumes {
                         unit.state = state;
                         note(state).clone_into(&mut unit.note);
                         if matches!(state, TreeState::Ok { .. }) {
-                            unit.tree = Some(Arc::new(Tree::new(unit.index, backing)));
+                            let tree = Tree::new(unit.index, backing);
+                            if self.suspect {
+                                tree.distrust_cache();
+                            }
+                            unit.tree = Some(Arc::new(tree));
                         }
                     }
                     Err((state, why)) => {
@@ -258,4 +265,22 @@ fn put(state: &StateDir, name: &str, record: &Record) -> Result<(), String> {
     state.make_dir("volumes").map_err(|e| e.to_string())?;
     let text = serde_json::to_vec_pretty(record).map_err(|e| e.to_string())?;
     state.write_atomic(name, &text).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suspect_copy_is_opened_without_trust_in_cached_pages() {
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for suspect in [false, true] {
+            let state = StateDir::open(state.path()).unwrap();
+            let mut volumes = Volumes::new(ClusterId("c".into()), state, &[dir.path().to_path_buf()]);
+            volumes.suspect = suspect;
+            let looked = volumes.look();
+            assert!(matches!(looked, TreeState::Ok { .. }), "{looked:?}: {}", volumes.units[0].note);
+            assert_eq!(volumes.trees().unwrap()[0].is_cache_distrusted(), suspect);
+        }
+    }
 }

@@ -15,6 +15,7 @@ use crate::failover::{Handle, World, config};
 use crate::guard::message::{Datagram, VipRef};
 use crate::net::{Witness, probe_round};
 use crate::proto::envelope::Envelope;
+use crate::replica::sync_trees;
 use crate::spec::ClusterSpec;
 use crate::store::fence::FenceSlots;
 use std::net::IpAddr;
@@ -259,14 +260,12 @@ impl World for NodeWorld {
         let (volumes, core) = (self.volumes.clone(), self.core.clone());
         tokio::task::spawn_blocking(move || {
             let trees = volumes.lock().unwrap_or_else(PoisonError::into_inner).trees();
-            let ok = trees.is_some_and(|trees| {
-                trees.iter().all(|tree| match tree.backing.sync_fs() {
-                    Ok(()) => true,
-                    Err(errno) => {
-                        tracing::error!(errno = errno.0, error_code = "SKC-E3008", "syncfs failed");
-                        false
-                    }
-                })
+            let ok = trees.is_some_and(|trees| match sync_trees(&trees) {
+                Ok(()) => true,
+                Err(errno) => {
+                    tracing::error!(errno = errno.0, error_code = "SKC-E3008", "syncfs failed");
+                    false
+                }
             });
             core.input(Input::Synced { token, ok });
         });

@@ -22,6 +22,7 @@ use crate::ports::Errno;
 use crate::proto::frame::{self, FrameBuf, Kind};
 use crate::proto::stream::{Plan, Reply, StreamHello, Welcome};
 use crate::replica::event::{Event, EventSink};
+use crate::replica::local::sync_trees;
 use crate::replica::pool::SyncPool;
 use crate::replica::wire::{DataConn, WireError, WireReader, WireWriter};
 use crate::tree::Tree;
@@ -351,8 +352,7 @@ impl Standby {
 
     /// syncfs of every volume, through the descriptors held for life.
     pub fn sync(&self) -> Result<(), Errno> {
-        let sync = |tree: &Arc<Tree>| tree.backing.sync_fs().inspect_err(|_| tree.distrust_cache());
-        self.trees.iter().try_for_each(sync)
+        sync_trees(&self.trees)
     }
 
     /// Ends the stream. True: no frame of it will ever be applied or acknowledged; what was received

@@ -396,7 +396,7 @@ impl Apply {
         let (epoch, seq) = (self.epoch, self.seq);
         let id = shared.syncs.begin();
         self.shared.pool.run(Box::new(move || {
-            let result = trees.iter().try_for_each(|tree| tree.backing.sync_fs());
+            let result = local::sync_trees(&trees);
             shared.sync_done(id, &writer, epoch, seq, result);
         }));
         Ok(())
