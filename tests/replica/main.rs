@@ -8,3 +8,4 @@ mod random;
 mod resync;
 mod support;
 mod syncs;
+mod target;

@@ -14,6 +14,7 @@ use crate::replica::event::{Event, StreamEnd};
 use crate::replica::primary::conn_describe;
 use crate::replica::wire::{WireError, WireReader, WireWriter};
 use crate::sys::file;
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -67,7 +68,7 @@ pub(super) struct Apply {
     /// Something was asked for since the last `End`.
     pub asked: bool,
     /// Ids the sender forgot during the resync.
-    pub forgotten: Vec<(usize, FileId)>,
+    pub forgotten: HashSet<(usize, FileId)>,
     pub dir_parts: Option<DirParts>,
     pub xattr_parts: Option<(usize, FileId, Vec<Xattr>)>,
     pub out: Vec<u8>,

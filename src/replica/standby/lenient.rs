@@ -45,6 +45,9 @@ impl Apply {
             self.forgotten.extend(ids.iter().map(|id| (v, *id)));
             return Ok(());
         }
+        if let FsOp::Bind { id, parent, name } = op {
+            return self.bind_live(v, *id, *parent, name);
+        }
         self.keep_overwritten(v, op, bulk.len() as u64);
         let moved = self.moved_objects(v, op);
         if self.keep_victim(v, op, &moved)
@@ -66,11 +69,7 @@ impl Apply {
             return Err(failed);
         }
         match op {
-            FsOp::Bind { id, parent, .. } => {
-                self.tables[v].unbind(*id);
-                self.redo(v, &[*id, *parent], true);
-            }
-            FsOp::Forget { .. } | FsOp::Fsync { .. } => {}
+            FsOp::Bind { .. } | FsOp::Forget { .. } | FsOp::Fsync { .. } => {}
             FsOp::Make { parent, name, .. } | FsOp::Symlink { parent, name, .. } => {
                 self.again(v, op, bulk, *parent, name, &[*parent])?;
             }
@@ -114,6 +113,41 @@ impl Apply {
             | FsOp::SetAttr { id, .. }
             | FsOp::RemoveXattr { id, .. }
             | FsOp::Fallocate { id, .. } => self.redo_inode(v, *id),
+        }
+        Ok(())
+    }
+
+    /// The id by which the source knows this object, unless it forgot it meanwhile.
+    pub(super) fn owner(&self, v: usize, handle: &FileHandle) -> Option<FileId> {
+        self.tables[v].id_of(handle).filter(|id| !self.forgotten.contains(&(v, *id)))
+    }
+
+    /// From here on `id` is this object, for which no id that the source knows stands. True: its place
+    /// was confirmed before, under an id that the source forgot.
+    pub(super) fn adopt(&mut self, v: usize, id: FileId, handle: FileHandle, placed: bool) -> bool {
+        let old = self.tables[v].id_of(&handle);
+        let was = old.and_then(|old| self.tables[v].node(old)).is_some_and(|n| n.placed);
+        if let (Some(old), Some(q)) = (old, self.quarantine(v)) {
+            q.renamed(old, id);
+        }
+        self.tables[v].bind(id, handle, placed);
+        was
+    }
+
+    /// What the name means here, if it can be what the source means by it: two ids are two objects there,
+    /// so a hard link that only this side has must not lend one object's content to the other.
+    fn bind_live(&mut self, v: usize, id: FileId, parent: FileId, name: &[u8]) -> Result<(), Failed> {
+        let table = &self.tables[v];
+        let found = table.path(parent).and_then(|dir| table.tree.backing.handle_at(dir.as_fd(), name));
+        match found {
+            Ok(handle) if self.owner(v, &handle).is_none_or(|owner| owner == id) => {
+                self.adopt(v, id, handle, false);
+            }
+            Err(errno) if is_fatal(errno) => return Err((errno, "bind")),
+            Ok(_) | Err(_) => {
+                self.tables[v].unbind(id);
+                self.redo(v, &[id, parent], true);
+            }
         }
         Ok(())
     }

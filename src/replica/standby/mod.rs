@@ -27,6 +27,7 @@ use crate::replica::pool::SyncPool;
 use crate::replica::wire::{DataConn, WireError, WireReader, WireWriter};
 use crate::tree::Tree;
 use apply::Apply;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -263,7 +264,7 @@ impl Standby {
             epoch,
             lenient,
             asked: false,
-            forgotten: Vec::new(),
+            forgotten: HashSet::new(),
             dir_parts: None,
             xattr_parts: None,
             out: Vec::new(),

@@ -223,6 +223,15 @@ impl Quarantine {
         self.files.insert(id, Saved { born: true, ..Saved::default() });
     }
 
+    /// The source knows the object by another id now: what was kept of it stays kept.
+    pub fn renamed(&mut self, old: FileId, id: FileId) {
+        if old != id
+            && let Some(saved) = self.files.remove(&old)
+        {
+            self.files.insert(id, saved);
+        }
+    }
+
     /// Would something be lost with this file that only this side has? Not what the stream made, nor a
     /// file whose blocks are all the source's or kept already.
     pub fn is_own(&self, id: Option<FileId>, stat: &Stat, placed: bool) -> bool {

@@ -221,14 +221,12 @@ impl Apply {
                 Err(errno) => return Err((errno, "link")),
             }
         }
-        let table = &mut self.tables[v];
-        table.unbind(entry.id);
+        self.tables[v].unbind(entry.id);
         if let Some((handle, true)) = own
-            && table.id_of(&handle).is_none()
-            && table.tree.backing.handle_at(dir, &entry.name).is_ok_and(|h| h == handle)
+            && self.owner(v, &handle).is_none()
+            && self.tables[v].tree.backing.handle_at(dir, &entry.name).is_ok_and(|h| h == handle)
         {
-            table.bind(entry.id, handle, true);
-            return Ok(true);
+            return Ok(!self.adopt(v, entry.id, handle, true));
         }
         self.displace(v, dir, &entry.name)?;
         self.create(v, dir, entry)?;

@@ -1,0 +1,183 @@
+//! The target alone, under a source made of frames: each step at the position the test wants.
+
+use crate::support::{LONG, V, cluster, plain_pair, tree_at};
+use skc::base::Epoch;
+use skc::proto::frame::{self, FrameBuf, Kind};
+use skc::proto::fsop::Time;
+use skc::proto::stream::{Entry, EntryKind, OpFrame, Plan, Reply, Resync, StreamHello, Welcome};
+use skc::proto::{Attr, FileId, FsOp};
+use skc::replica::wire::{WireReader, WireWriter};
+use skc::replica::{Event, Standby, standby};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+const EPOCH: Epoch = Epoch { g: 1, s: 1 };
+const TIME: Time = (1_000_000, 5);
+const DIR: u32 = libc::S_IFDIR | 0o755;
+
+/// A source made of frames, and the real target that it resyncs.
+struct Source {
+    _standby: Arc<Standby>,
+    events: Receiver<Event>,
+    reader: WireReader,
+    writer: WireWriter,
+    buf: FrameBuf,
+    seq: u64,
+}
+
+impl Source {
+    fn new(root: &Path, quarantine: bool) -> Self {
+        let (a, b) = plain_pair();
+        let plan = Plan::Resync { quarantine };
+        let (tx, events) = channel();
+        let tx = std::sync::Mutex::new(tx);
+        let sink = Arc::new(move |event| drop(tx.lock().unwrap().send(event)));
+        let standby =
+            Arc::new(Standby::new(standby::Config::new(cluster()), vec![tree_at(root)], sink).unwrap());
+        let accepting = Arc::clone(&standby);
+        let accepting = std::thread::spawn(move || accepting.accept(b, EPOCH, plan));
+        let (reader, writer) = a.split("fake").unwrap();
+        let mut me = Self { _standby: standby, events, reader, writer, buf: FrameBuf::new(), seq: 0 };
+        let hello = StreamHello { cluster: cluster(), stream: 1, plan, from: 1, volumes: 1 };
+        me.send(Kind::Hello, 0, &hello, &[]);
+        me.reader.set_timeout(Some(LONG)).unwrap();
+        loop {
+            if let Some(frame) = me.buf.next_frame().unwrap() {
+                assert_eq!(frame.message::<Welcome>().unwrap(), Welcome::Accepted { applied: 0 });
+                break;
+            }
+            me.reader.fill(&mut me.buf).unwrap();
+        }
+        accepting.join().unwrap().unwrap();
+        me
+    }
+
+    fn send<T: serde::Serialize>(&self, kind: Kind, seq: u64, message: &T, bulk: &[u8]) {
+        let mut out = Vec::new();
+        frame::encode_into(&mut out, kind, seq, EPOCH, message, bulk).unwrap();
+        self.writer.send(&out).unwrap();
+    }
+
+    /// Sends one live operation; what the target asks for until it has applied it.
+    fn op(&mut self, op: FsOp, bulk: &[u8]) -> Vec<Reply> {
+        self.seq += 1;
+        self.send(Kind::Op, self.seq, &OpFrame { volume: V, sync: false, op }, bulk);
+        self.replies()
+    }
+
+    /// Sends one step of the resync; what the target asks for until it has applied it.
+    fn step(&mut self, step: &Resync) -> Vec<Reply> {
+        self.seq += 1;
+        self.send(Kind::Resync, self.seq, step, &[]);
+        self.replies()
+    }
+
+    fn replies(&mut self) -> Vec<Reply> {
+        let mut out = Vec::new();
+        loop {
+            while let Some(frame) = self.buf.next_frame().unwrap() {
+                match frame.message::<Reply>().unwrap() {
+                    Reply::Ack { applied } if applied >= self.seq => return out,
+                    Reply::Ack { .. } | Reply::Progress { .. } => {}
+                    reply => out.push(reply),
+                }
+            }
+            if let Err(error) = self.reader.fill(&mut self.buf) {
+                panic!("{error:?} {:?} {out:?}", self.events.try_iter().collect::<Vec<_>>());
+            }
+        }
+    }
+
+    fn list(&mut self, id: FileId, entries: &[(&str, u64, EntryKind)]) -> Vec<Reply> {
+        let entry = |(name, id, kind): &(&str, u64, EntryKind)| Entry {
+            name: name.as_bytes().to_vec(),
+            id: FileId(*id),
+            kind: kind.clone(),
+        };
+        let entries = entries.iter().map(entry).collect();
+        let attr = Attr { mode: DIR, mtime: TIME, ..Attr::default() };
+        self.step(&Resync::Dir { volume: V, id, entries, end: Some((attr, Vec::new())) })
+    }
+
+    fn bind(&mut self, parent: u64, name: &str, id: u64) -> Vec<Reply> {
+        let (parent, id) = (FileId(parent), FileId(id));
+        self.op(FsOp::Bind { id, parent, name: name.into() }, &[])
+    }
+
+    fn rename(&mut self, from: (u64, &str), to: (u64, &str)) -> Vec<Reply> {
+        let op = FsOp::Rename {
+            parent: FileId(from.0),
+            name: from.1.into(),
+            to_parent: FileId(to.0),
+            to_name: to.1.into(),
+            flags: 0,
+            dir_mtime: TIME,
+            to_dir_mtime: TIME,
+        };
+        self.op(op, &[])
+    }
+}
+
+/// The ids asked for again.
+fn asked(replies: &[Reply]) -> Vec<u64> {
+    let mut out: Vec<u64> = replies
+        .iter()
+        .flat_map(|reply| match reply {
+            Reply::Redo { ids, .. } => ids.iter().map(|id| id.0).collect(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    out.sort_unstable();
+    out.dedup();
+    out
+}
+
+/// A target with two directories in which `one/x` and `two/y` are the same file.
+fn linked() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let root = tempfile::tempdir().unwrap();
+    for dir in ["one", "two"] {
+        fs::create_dir(root.path().join(dir)).unwrap();
+    }
+    let (x, y) = (root.path().join("one/x"), root.path().join("two/y"));
+    fs::write(&x, b"content").unwrap();
+    fs::hard_link(&x, &y).unwrap();
+    (root, x, y)
+}
+
+fn ino(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().ino()
+}
+
+const ROOT: [(&str, u64, EntryKind); 2] = [("one", 2, EntryKind::Dir), ("two", 3, EntryKind::Dir)];
+
+#[test]
+fn a_forgotten_id_keeps_no_object_from_its_next_id() {
+    let (root, x, y) = linked();
+    let mut source = Source::new(root.path(), false);
+    source.list(FileId::ROOT, &ROOT);
+    assert!(source.bind(2, "x", 10).is_empty());
+    source.op(FsOp::Forget { ids: vec![FileId(10)] }, &[]);
+    source.list(FileId(3), &[("y", 11, EntryKind::File)]);
+    assert_eq!(ino(&x), ino(&y), "the link was broken");
+    source.list(FileId(2), &[("x", 11, EntryKind::File)]);
+    assert_eq!(ino(&x), ino(&y), "the link was broken");
+    assert_eq!(fs::read(&x).unwrap(), b"content");
+}
+
+#[test]
+fn two_ids_never_share_an_object_of_the_target() {
+    let (root, x, y) = linked();
+    let mut source = Source::new(root.path(), false);
+    source.list(FileId::ROOT, &ROOT);
+    source.list(FileId(2), &[("x", 10, EntryKind::File)]);
+    // On the source these are two files.
+    assert_eq!(asked(&source.bind(3, "y", 11)), [3, 11]);
+    let write = FsOp::Write { id: FileId(11), offset: 0, mtime: TIME, clear: None };
+    assert_eq!(asked(&source.op(write, b"other")), [11]);
+    assert_eq!(fs::read(&x).unwrap(), b"content");
+    source.list(FileId(3), &[("y", 11, EntryKind::File)]);
+    assert_ne!(ino(&x), ino(&y));
+}
