@@ -181,3 +181,31 @@ fn two_ids_never_share_an_object_of_the_target() {
     source.list(FileId(3), &[("y", 11, EntryKind::File)]);
     assert_ne!(ino(&x), ino(&y));
 }
+
+#[test]
+fn a_rename_of_a_link_that_only_the_target_has_is_looked_at_again() {
+    let (root, x, _) = linked();
+    let mut source = Source::new(root.path(), false);
+    source.list(FileId::ROOT, &ROOT);
+    source.list(FileId(2), &[("x", 10, EntryKind::File)]);
+    // On the source `two/y` is a file of its own, and so is what becomes of it.
+    assert_eq!(asked(&source.rename((3, "y"), (2, "z"))), [2]);
+    source.list(FileId(2), &[("x", 10, EntryKind::File), ("z", 11, EntryKind::File)]);
+    assert_ne!(ino(&x), ino(&root.path().join("one/z")));
+    // What is known and has one name is believed.
+    assert!(source.rename((2, "x"), (3, "x")).is_empty());
+    assert!(source.rename((1, "one"), (3, "one")).is_empty());
+}
+
+#[test]
+fn a_rename_that_does_nothing_here_is_looked_at_again() {
+    let (root, x, y) = linked();
+    let mut source = Source::new(root.path(), false);
+    source.list(FileId::ROOT, &ROOT);
+    source.list(FileId(2), &[("x", 10, EntryKind::File)]);
+    // On the source `two/y` is another file and replaces `one/x`; here rename(2) changes nothing.
+    assert_eq!(asked(&source.rename((3, "y"), (2, "x"))), [2, 3]);
+    source.list(FileId(2), &[("x", 11, EntryKind::File)]);
+    source.list(FileId(3), &[]);
+    assert!(x.exists() && !y.exists());
+}

@@ -37,6 +37,14 @@ fn is_fatal(errno: Errno) -> bool {
     )
 }
 
+/// An object that an operation puts into a directory.
+struct Moved {
+    to: FileId,
+    handle: Option<FileHandle>,
+    /// What the operation says of its name, it says of the object.
+    only_name: bool,
+}
+
 impl Apply {
     /// Applies `op` in a resync.
     pub(super) fn apply_leniently(&mut self, v: usize, op: &FsOp, bulk: &[u8]) -> Result<(), Failed> {
@@ -180,47 +188,54 @@ impl Apply {
         }
     }
 
-    /// Handles of the objects that a rename or link will put somewhere, before it does.
-    fn moved_objects(&self, v: usize, op: &FsOp) -> Vec<(FileId, Option<FileHandle>)> {
+    /// The objects that a rename or link will put somewhere, before it does.
+    fn moved_objects(&self, v: usize, op: &FsOp) -> Vec<Moved> {
         let table = &self.tables[v];
-        let look = |dir: FileId, name: &[u8]| {
-            let path = table.path(dir).ok()?;
-            table.tree.backing.handle_at(path.as_fd(), name).ok()
+        let look = |dir: FileId, name: &[u8], to: FileId| {
+            let path = table.path(dir).ok();
+            let found = path.and_then(|path| table.tree.backing.lookup(path.as_fd(), name).ok());
+            Moved {
+                to,
+                handle: found.map(|(handle, _)| handle),
+                // Another name of the same object may be one that only this side has.
+                only_name: found.is_some_and(|(_, stat)| stat.is_dir() || stat.nlink == 1),
+            }
         };
         match op {
             FsOp::Rename { parent, name, to_parent, to_name, flags, .. } => {
-                let mut out = vec![(*to_parent, look(*parent, name))];
-                if flags & RENAME_EXCHANGE != 0 {
-                    out.push((*parent, look(*to_parent, to_name)));
-                }
-                out
+                let (moved, other) = (look(*parent, name, *to_parent), look(*to_parent, to_name, *parent));
+                let same = moved.handle.is_some() && moved.handle == other.handle;
+                // Two names of one object here: rename(2) does nothing, and both stay.
+                if flags & RENAME_EXCHANGE != 0 || same { vec![moved, other] } else { vec![moved] }
             }
-            FsOp::Link { id, parent, .. } => vec![(*parent, table.node(*id).map(|n| n.handle))],
+            // Found by its id, not by a name.
+            FsOp::Link { id, parent, .. } => {
+                vec![Moved { to: *parent, handle: table.node(*id).map(|n| n.handle), only_name: true }]
+            }
             _ => Vec::new(),
         }
     }
 
     /// An object whose place was never confirmed may not be what the source means: where it went must
     /// be looked at again, because the place it came from will not show it any more.
-    fn after(&mut self, v: usize, op: &FsOp, moved: &[(FileId, Option<FileHandle>)]) {
+    fn after(&mut self, v: usize, op: &FsOp, moved: &[Moved]) {
         if let FsOp::Make { id, .. } | FsOp::Symlink { id, .. } | FsOp::Tmpfile { id, .. } = op
             && let Some(q) = self.quarantine(v)
         {
             q.born(*id);
         }
-        for (dir, handle) in moved {
+        for Moved { to, handle, only_name } in moved {
             let table = &self.tables[v];
-            let sure =
-                handle.and_then(|h| table.id_of(&h)).and_then(|id| table.node(id)).is_some_and(|n| n.placed);
-            if !sure {
-                self.redo(v, &[*dir], false);
+            let node = handle.and_then(|h| table.id_of(&h)).and_then(|id| table.node(id));
+            if !(*only_name && node.is_some_and(|n| n.placed)) {
+                self.redo(v, &[*to], false);
             }
         }
     }
 
     /// Moves to quarantine the file that `op` is about to destroy, if only this side has it. A file with
     /// more names only loses one. True: it was moved.
-    fn keep_victim(&mut self, v: usize, op: &FsOp, moved: &[(FileId, Option<FileHandle>)]) -> bool {
+    fn keep_victim(&mut self, v: usize, op: &FsOp, moved: &[Moved]) -> bool {
         let (parent, name) = match op {
             FsOp::Unlink { parent, name, .. } => (parent, name),
             FsOp::Rename { to_parent, to_name, flags, .. } if flags & RENAME_EXCHANGE == 0 => {
@@ -232,7 +247,7 @@ impl Apply {
         let (Some(q), Some(table)) = (quarantines.get_mut(v), tables.get_mut(v)) else { return false };
         let Ok(dir) = table.path(*parent) else { return false };
         let Ok((handle, stat)) = table.tree.backing.lookup(dir.as_fd(), name) else { return false };
-        if stat.is_dir() || stat.nlink > 1 || moved.iter().any(|(_, h)| *h == Some(handle)) {
+        if stat.is_dir() || stat.nlink > 1 || moved.iter().any(|m| m.handle == Some(handle)) {
             return false;
         }
         let id = table.id_of(&handle);
