@@ -176,6 +176,14 @@ fn a_directory_larger_than_one_frame_arrives() {
     pair.assert_equal();
 }
 
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 fn under_load(seed: u64, quarantine: bool) {
     let mut pair = Pair::new();
     grow(pair.a.path(), &mut Rng(seed), 400);
@@ -191,6 +199,8 @@ fn under_load(seed: u64, quarantine: bool) {
     let plan = Plan::Resync { quarantine };
     std::thread::scope(|scope| {
         let (mirror, stop) = (&pair.mirror, &stop);
+        // A failure below must not leave the writer writing.
+        let _end = OnDrop(|| stop.store(true, Ordering::Relaxed));
         let writer = scope.spawn(move || {
             let mut r = Rng(seed + 31);
             let mut done = 0_u64;

@@ -209,3 +209,25 @@ fn a_rename_that_does_nothing_here_is_looked_at_again() {
     source.list(FileId(3), &[]);
     assert!(x.exists() && !y.exists());
 }
+
+#[test]
+fn an_object_of_another_type_is_asked_for_and_ends_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("nowhere", root.path().join("f")).unwrap();
+    fs::create_dir(root.path().join("g")).unwrap();
+    let mut source = Source::new(root.path(), false);
+    // On the source both are files.
+    source.bind(1, "f", 10);
+    source.bind(1, "g", 11);
+    let id = FileId(10);
+    let xattr = FsOp::SetXattr { id, name: b"user.a".to_vec(), flags: 0, mode: 0o644 };
+    assert_eq!(asked(&source.op(xattr, b"x")), [10]);
+    let mode =
+        FsOp::SetAttr { id, mode: Some(0o600), uid: None, gid: None, size: None, atime: None, mtime: TIME };
+    assert_eq!(asked(&source.op(mode, &[])), [10]);
+    let link = FsOp::Link { id: FileId(11), parent: FileId::ROOT, name: b"h".to_vec(), dir_mtime: TIME };
+    assert_eq!(asked(&source.op(link, &[])), [1, 11]);
+    source.list(FileId::ROOT, &[("f", 10, EntryKind::File), ("g", 11, EntryKind::File)]);
+    let kind = |name: &str| fs::symlink_metadata(root.path().join(name)).unwrap().is_file();
+    assert!(kind("f") && kind("g"));
+}

@@ -27,14 +27,17 @@ fn is_fatal(errno: Errno) -> bool {
             | libc::EMFILE
             | libc::ENFILE
             | libc::ENOMEM
-            | libc::EOPNOTSUPP
             | libc::EFBIG
             | libc::E2BIG
             | libc::ENAMETOOLONG
             | libc::EMLINK
-            | libc::EACCES
-            | libc::EPERM
     )
+}
+
+/// Errors that say that the file system will not do it, or that the object is of another type here: a
+/// symbolic link refuses a user xattr with EPERM and a mode with EOPNOTSUPP.
+const fn is_refusal(errno: Errno) -> bool {
+    matches!(errno.0, libc::EOPNOTSUPP | libc::EACCES | libc::EPERM)
 }
 
 /// An object that an operation puts into a directory.
@@ -73,7 +76,7 @@ impl Apply {
             self.after(v, op, &moved);
             return Ok(());
         };
-        if is_fatal(failed.0) {
+        if self.is_final(v, op, failed.0) {
             return Err(failed);
         }
         match op {
@@ -102,7 +105,7 @@ impl Apply {
                             self.after(v, op, &moved);
                             return Ok(());
                         }
-                        Err(failed) if is_fatal(failed.0) => return Err(failed),
+                        Err(failed) if self.is_final(v, op, failed.0) => return Err(failed),
                         Err(_) => {}
                     }
                 }
@@ -112,7 +115,7 @@ impl Apply {
                 let plain = FsOp::SetXattr { id: *id, name: name.clone(), flags: 0, mode: *mode };
                 match self.tables[v].apply(&plain, bulk) {
                     Ok(()) => {}
-                    Err(failed) if is_fatal(failed.0) => return Err(failed),
+                    Err(failed) if self.is_final(v, op, failed.0) => return Err(failed),
                     Err(_) => self.redo_inode(v, *id),
                 }
             }
@@ -123,6 +126,23 @@ impl Apply {
             | FsOp::Fallocate { id, .. } => self.redo_inode(v, *id),
         }
         Ok(())
+    }
+
+    /// Would it fail again once the target is equal? A refusal counts only for an object that is known to
+    /// be the source's.
+    fn is_final(&self, v: usize, op: &FsOp, errno: Errno) -> bool {
+        let object = match op {
+            FsOp::Link { id, .. } => Some(*id),
+            FsOp::Make { parent, .. }
+            | FsOp::Tmpfile { parent, .. }
+            | FsOp::Symlink { parent, .. }
+            | FsOp::Unlink { parent, .. }
+            | FsOp::Rmdir { parent, .. }
+            | FsOp::Rename { parent, .. } => Some(*parent),
+            _ => ops::inode_of(op),
+        };
+        let placed = object.and_then(|id| self.tables[v].node(id)).is_some_and(|n| n.placed);
+        is_fatal(errno) || (placed && is_refusal(errno))
     }
 
     /// The id by which the source knows this object, unless it forgot it meanwhile.
@@ -180,7 +200,7 @@ impl Apply {
         self.displace_at(v, parent, name)?;
         match self.tables[v].apply(op, bulk) {
             Ok(()) => Ok(()),
-            Err(failed) if is_fatal(failed.0) => Err(failed),
+            Err(failed) if self.is_final(v, op, failed.0) => Err(failed),
             Err(_) => {
                 self.redo(v, ids, true);
                 Ok(())
