@@ -234,8 +234,11 @@ impl Pump {
     fn redo(&mut self, object: Object, seq: u64, lost: bool) -> Result<(), Stop> {
         let (volume, id) = object;
         let Some(tree) = self.inner.tree(volume).cloned() else { return Ok(()) };
-        // Gone meanwhile: the unlink is in the stream too.
-        let Ok(stat) = tree.stat(id) else { return Ok(()) };
+        let stat = match tree.stat(id) {
+            Ok(stat) => stat,
+            // Gone meanwhile: the unlink is in the stream too. Anything else is no answer to the target.
+            Err(errno) => return Self::unreadable(object, "attributes", errno),
+        };
         if stat.nlink == 0 {
             return Ok(());
         }
