@@ -1,10 +1,12 @@
 //! The live stream: equality, gates, replay, failures.
 
 use crate::random::{Rng, step};
-use crate::support::{LONG, Pair, until};
+use crate::support::{FakeTarget, Got, LONG, Pair, until};
 use skc::ports::{Errno, Gate, Replicator};
-use skc::proto::stream::Plan;
+use skc::proto::FsOp;
+use skc::proto::stream::{Plan, Reply};
 use skc::replica::Event;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 fn run_random(pair: &Pair, seed: u64, steps: usize) -> Vec<u64> {
@@ -167,6 +169,49 @@ fn a_tmpfile_gets_its_name_on_both_sides() {
     pair.mirror.write_id(new, 5, b"new content").unwrap();
     pair.mirror.link_id(new, "new").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
     pair.mirror.link("new", "newer").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+    pair.assert_equal();
+}
+
+#[test]
+fn a_file_that_is_sent_whole_gets_its_name_last() {
+    let mut pair = Pair::new();
+    pair.gate(Gate::Alone(pair.epoch));
+    let old = pair.mirror.tmpfile().unwrap();
+    // A v2 capability set: cap_net_bind_service+ep.
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    pair.mirror.write_id(old, 0, &[7; 3 << 19]).unwrap();
+    {
+        let path = pair.mirror.tree.open_path(old).unwrap();
+        for (name, value) in [("security.capability", &capability[..]), ("user.note", b"x")] {
+            skc::sys::file::set_xattr(path.as_fd(), name.as_bytes(), value, 0).unwrap();
+        }
+    }
+    // The same file under two names: one for each target.
+    let mut target = FakeTarget::connect(&mut pair, Plan::Resync { quarantine: false }, |from| from - 1);
+    pair.mirror.link_id(old, "first").unwrap();
+    let mut ops = Vec::new();
+    loop {
+        match target.next() {
+            Got::Op(_, op) => ops.push(op),
+            Got::Resync(seq, _) | Got::Marker(seq) => target.reply(&Reply::Ack { applied: seq }),
+        }
+        if matches!(ops.last(), Some(FsOp::Link { .. })) {
+            break;
+        }
+    }
+    assert!(matches!(ops[0], FsOp::Tmpfile { .. }), "{:?}", ops[0]);
+    assert!(ops[1..].iter().all(|op| !matches!(op, FsOp::Make { .. })));
+    pair.mirror.primary.disconnect(LONG);
+    pair.mirror.unlink("first").unwrap();
+    while pair.events.try_recv().is_ok() {}
+    let new = pair.mirror.tmpfile().unwrap();
+    pair.mirror.write_id(new, 0, &[8; 3 << 19]).unwrap();
+    {
+        let path = pair.mirror.tree.open_path(new).unwrap();
+        skc::sys::file::set_xattr(path.as_fd(), b"security.capability", &capability, 0).unwrap();
+    }
+    pair.ready();
+    pair.mirror.link_id(new, "second").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
     pair.assert_equal();
 }
 

@@ -4,26 +4,21 @@
 //! completing acknowledgements. Never while waiting. Replies to the application are collected in
 //! [`Outcome`] and sent after the lock is gone.
 
+mod whole;
+
 use crate::base::{Epoch, Volume};
 use crate::ports::{Errno, Gate, PendingReply};
 use crate::proto::frame::{self, FrameError, Kind};
-use crate::proto::fsop::Time;
-use crate::proto::stream::{OpFrameRef, Resync, SPAN};
+use crate::proto::stream::{OpFrameRef, Resync};
 use crate::proto::{FileId, FsOp};
 use crate::replica::event::{Event, EventSink};
-use crate::replica::local;
 use crate::replica::wire::WireWriter;
-use crate::sys::file;
 use crate::tree::Tree;
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Largest O_TMPFILE from before the stream that is sent whole when it gets its name (its frames
-/// are kept for replay until acknowledged).
-const WHOLE_MAX: u64 = 64 << 20;
 /// Deepest chain of directories bound at once: twice what PATH_MAX allows by name.
 const DEPTH_MAX: usize = 4096;
 /// Ids in one `Forget` frame.
@@ -332,52 +327,6 @@ impl Core {
             self.bound.insert((volume, id));
         }
         Ok(Submitted::At(self.push(frame, reply.take(), true)))
-    }
-
-    /// A file without a name from before this stream got its first one: it is made there with all
-    /// its content. The caller holds the namespace lock exclusively, so it does not change.
-    fn send_whole(
-        &mut self,
-        tree: &Tree,
-        id: FileId,
-        parent: FileId,
-        name: &[u8],
-        dir_mtime: Time,
-        reply: &mut Option<PendingReply>,
-    ) -> Result<Submitted, CoreError> {
-        let volume = tree.volume;
-        let failed = |errno: Errno| CoreError::Unnamed { volume, id, errno: errno.0 };
-        let path = tree.open_path(id).map_err(failed)?;
-        let attr = local::attr_of(&file::stat(path.as_fd()).map_err(failed)?);
-        if attr.size > WHOLE_MAX {
-            return Err(CoreError::TooLarge(volume, id));
-        }
-        let xattrs = local::xattrs_of(path.as_fd()).map_err(failed)?;
-        let fd = tree.open(id, libc::O_RDONLY).map_err(failed)?;
-        let make =
-            FsOp::Make { parent, name: name.to_vec(), id, mode_arg: attr.mode, attr, xattrs, dir_mtime };
-        let mut frames = vec![(make, Vec::new())];
-        for (start, end) in local::data_ranges(fd.as_fd(), 0, attr.size).map_err(failed)? {
-            let mut at = start;
-            while at < end {
-                let mut bulk = vec![0; (end - at).min(SPAN) as usize];
-                local::read_full(fd.as_fd(), &mut bulk, at).map_err(failed)?;
-                let len = bulk.len() as u64;
-                frames.push((FsOp::Write { id, offset: at, mtime: attr.mtime, clear: None }, bulk));
-                at += len;
-            }
-        }
-        let size = Some(attr.size);
-        let (mode, uid, gid) = (Some(attr.mode & 0o7777), None, None);
-        frames.push((FsOp::SetAttr { id, mode, uid, gid, size, atime: None, mtime: attr.mtime }, Vec::new()));
-        self.bound.insert((volume, id));
-        let last = frames.len() - 1;
-        for (n, (op, bulk)) in frames.into_iter().enumerate() {
-            let frame = self.encode_op(volume, false, &op, &bulk)?;
-            let reply = if n == last { reply.take() } else { None };
-            self.push(frame, reply, true);
-        }
-        Ok(Submitted::At(self.next - 1))
     }
 
     /// The kernel forgot ids: tells the target about those it knows.
