@@ -126,7 +126,7 @@ fn asked(replies: &[Reply]) -> Vec<u64> {
     let mut out: Vec<u64> = replies
         .iter()
         .flat_map(|reply| match reply {
-            Reply::Redo { ids, .. } => ids.iter().map(|id| id.0).collect(),
+            Reply::Redo { ids, .. } => ids.iter().map(|id| id.0).collect::<Vec<_>>(),
             other => panic!("{other:?}"),
         })
         .collect();
