@@ -6,7 +6,7 @@ use skc::proto::FsOp;
 use skc::proto::stream::{Plan, Reply};
 use skc::replica::{Event, StreamEnd};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn an_fsync_survives_a_replay_while_its_local_half_still_runs() {
@@ -79,4 +79,25 @@ fn what_the_kernel_forgets_in_a_drained_stream_does_not_spoil_the_hand_over() {
     pair.gate(Gate::ReadOnly);
     pair.mirror.primary.forget(crate::support::V, &[id]);
     assert_eq!(pair.mirror.primary.position(), position);
+}
+
+#[test]
+fn a_target_that_is_busy_with_one_step_is_waited_for() {
+    let stall = Duration::from_millis(500);
+    let mut pair = Pair::with(
+        tempfile::tempdir().unwrap(),
+        tempfile::tempdir().unwrap(),
+        |c| c.ack_stall = stall,
+        |_| {},
+    );
+    pair.gate(Gate::Alone(pair.epoch));
+    let target = FakeTarget::connect(&mut pair, Plan::Resync { quarantine: false }, |from| from - 1);
+    let start = Instant::now();
+    while start.elapsed() < stall * 4 {
+        target.reply(&Reply::Progress { kept_bytes: 0, kept_objects: 0, truncated: false });
+        std::thread::park_timeout(stall / 10);
+    }
+    let down = |event: &Event| matches!(event, Event::StreamDown { .. });
+    assert!(!pair.events.try_iter().any(|(_, event)| down(&event)), "it was alive");
+    until("stalled", || pair.events.try_iter().any(|(_, event)| down(&event)));
 }

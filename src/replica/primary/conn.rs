@@ -264,6 +264,7 @@ impl ReadLoop {
                     if let Some(applied) = acked.take() {
                         self.ack(applied)?;
                     }
+                    self.alive();
                     self.reply(other)?;
                 }
             }
@@ -293,6 +294,17 @@ impl ReadLoop {
             (self.inner.events)(Event::ReplayDone { epoch: self.epoch });
         }
         Ok(())
+    }
+
+    /// One step of a resync may take a target long: whatever it says meanwhile shows that it does not
+    /// hang. A complete standby has no such steps and must acknowledge.
+    fn alive(&self) {
+        if self.inbox.is_some() {
+            let mut core = lock(&self.inner.core);
+            if core.conn.as_ref().is_some_and(|c| c.number == self.number) {
+                core.progress = Instant::now();
+            }
+        }
     }
 
     fn reply(&mut self, reply: Reply) -> Result<(), StreamEnd> {

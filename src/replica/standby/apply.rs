@@ -2,6 +2,7 @@
 
 use super::lenient::describe;
 use super::ops::{self, Failed};
+use super::pulse::{CLOSED, Pulse};
 use super::quarantine::Quarantine;
 use super::table::Table;
 use super::{Shared, lock};
@@ -22,8 +23,6 @@ use std::time::{Duration, Instant};
 
 /// Frames applied before an acknowledgement is sent although more are waiting.
 const ACK_EVERY: u64 = 64;
-/// Between two `Progress` replies.
-const REPORT: Duration = Duration::from_secs(1);
 /// The driver syncs and persists before it releases the marker; a driver that is gone ends us.
 const MARKER_WAIT: Duration = Duration::from_secs(600);
 /// In a resync a sync may take this many times as long: it waits for everything the resync wrote.
@@ -62,6 +61,7 @@ pub(super) struct Apply {
     pub tables: Vec<Table>,
     pub quarantines: Vec<Quarantine>,
     pub writer: Arc<WireWriter>,
+    pub pulse: Pulse,
     pub epoch: Epoch,
     /// A resync is under way.
     pub lenient: bool,
@@ -74,7 +74,6 @@ pub(super) struct Apply {
     pub out: Vec<u8>,
     pub seq: u64,
     pub acked: u64,
-    pub reported: Instant,
 }
 
 impl Apply {
@@ -188,11 +187,21 @@ impl Apply {
                 other => other,
             }
         };
-        result.map_err(|(errno, step)| End::Apply(errno, describe(&op, step)))?;
+        result.map_err(|failed| self.failure(failed, |step| describe(&op, step)))?;
         if sync {
             self.sync(v, &op);
         }
         Ok(())
+    }
+
+    /// Why the stream ends with a step that failed.
+    fn failure(&self, (errno, step): Failed, describe: impl FnOnce(&str) -> String) -> End {
+        if errno == CLOSED {
+            // Given up half-way: nowhere in particular.
+            self.shared.set_applied(None);
+            return End::Closing;
+        }
+        End::Apply(errno, describe(step))
     }
 
     /// Ends the stream if the disk answers no more. In a resync a sync may have all of it to write.
@@ -302,14 +311,14 @@ impl Apply {
     }
 
     pub(super) fn report(&mut self, now: bool) {
-        if self.quarantines.is_empty() || !(now || self.reported.elapsed() >= REPORT) {
+        if self.quarantines.is_empty() || !(now || self.pulse.is_due()) {
             return;
         }
-        self.reported = Instant::now();
         let kept_bytes = self.quarantines.iter().map(|q| q.kept_bytes).sum();
         let kept_objects = self.quarantines.iter().map(|q| q.kept_objects).sum();
         let truncated = self.quarantines.iter().any(|q| q.truncated);
-        self.reply(&Reply::Progress { kept_bytes, kept_objects, truncated });
+        self.pulse.kept = (kept_bytes, kept_objects, truncated);
+        self.reply(&self.pulse.progress());
     }
 
     pub(super) fn quarantine(&mut self, v: usize) -> Option<&mut Quarantine> {
@@ -326,6 +335,6 @@ impl Apply {
             Resync::End => "end",
         };
         let result: Result<Result<(), Failed>, End> = self.resync_step(step, bulk);
-        result?.map_err(|(errno, step)| End::Apply(errno, format!("resync {name}: {step}")))
+        result?.map_err(|failed| self.failure(failed, |step| format!("resync {name}: {step}")))
     }
 }

@@ -6,6 +6,7 @@
 
 use super::apply::Apply;
 use super::ops::{self, Failed, RENAME_EXCHANGE, at};
+use super::pulse::Pulse;
 use super::table::Table;
 use crate::ports::Errno;
 use crate::proto::{FileId, FsOp};
@@ -59,7 +60,7 @@ impl Apply {
         if let FsOp::Bind { id, parent, name } = op {
             return self.bind_live(v, *id, *parent, name);
         }
-        self.keep_overwritten(v, op, bulk.len() as u64);
+        self.keep_overwritten(v, op, bulk.len() as u64)?;
         let moved = self.moved_objects(v, op);
         if self.keep_victim(v, op, &moved)
             && let FsOp::Unlink { parent, dir_mtime, .. } = op
@@ -281,7 +282,7 @@ impl Apply {
     }
 
     /// Keeps the bytes that a live operation is about to destroy, if they were never the source's.
-    fn keep_overwritten(&mut self, v: usize, op: &FsOp, len: u64) {
+    fn keep_overwritten(&mut self, v: usize, op: &FsOp, len: u64) -> Result<(), Failed> {
         let (id, from, length) = match op {
             FsOp::Write { id, offset, .. } => (*id, *offset, len),
             FsOp::SetAttr { id, size: Some(size), .. } => (*id, *size, u64::MAX),
@@ -289,17 +290,12 @@ impl Apply {
                 // Everything but plain allocation; collapse and insert move the rest of the file.
                 (*id, *offset, if mode & 0x28 != 0 { u64::MAX } else { *length })
             }
-            _ => return,
+            _ => return Ok(()),
         };
-        self.keep_range(v, id, from, length);
-    }
-
-    pub(super) fn keep_range(&mut self, v: usize, id: FileId, from: u64, length: u64) {
-        let Self { tables, quarantines, .. } = self;
-        if let Some(q) = quarantines.get_mut(v)
-            && let Ok(fd) = tables[v].data(id)
-        {
-            q.keep_range(id, fd.as_fd(), from, length);
+        let Self { tables, quarantines, pulse, .. } = self;
+        match (quarantines.get_mut(v), tables[v].data(id)) {
+            (Some(q), Ok(fd)) => q.keep_range(id, fd.as_fd(), from, length, pulse),
+            _ => Ok(()),
         }
     }
 
@@ -329,19 +325,20 @@ impl Apply {
         if stat.is_dir() && self.tables[v].len() > 1 {
             let inner = file::open_at(dir, name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
                 .map_err(at("open the displaced"))?;
-            unbind_below(&mut self.tables[v], inner.as_fd(), 0)?;
+            unbind_below(&mut self.tables[v], inner.as_fd(), 0, &mut self.pulse)?;
         }
         if self.quarantines.get_mut(v).is_some_and(|q| q.keep_object(dir, name)) {
             return Ok(());
         }
-        remove(dir, name, stat.is_dir(), 0)
+        remove(dir, name, stat.is_dir(), 0, &mut self.pulse)
     }
 }
 
-fn names_in(dir: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, u8)>, Failed> {
+fn names_in(dir: BorrowedFd<'_>, pulse: &mut Pulse) -> Result<Vec<(Vec<u8>, u8)>, Failed> {
     let mut raw = vec![0; 64 << 10];
     let mut out = Vec::new();
     loop {
+        pulse.beat()?;
         let len = file::read_dir(dir, &mut raw, None).map_err(at("list the displaced"))?;
         if len == 0 {
             return Ok(out);
@@ -359,9 +356,15 @@ fn too_deep(depth: usize) -> Result<(), Failed> {
     if depth > DEPTH_MAX { Err((Errno(libc::ELOOP), "a displaced directory is too deep")) } else { Ok(()) }
 }
 
-fn unbind_below(table: &mut Table, dir: BorrowedFd<'_>, depth: usize) -> Result<(), Failed> {
+fn unbind_below(
+    table: &mut Table,
+    dir: BorrowedFd<'_>,
+    depth: usize,
+    pulse: &mut Pulse,
+) -> Result<(), Failed> {
     too_deep(depth)?;
-    for (name, kind) in names_in(dir)? {
+    for (name, kind) in names_in(dir, pulse)? {
+        pulse.beat()?;
         let Ok(handle) = table.tree.backing.handle_at(dir, &name) else { continue };
         if let Some(id) = table.id_of(&handle) {
             // A file with another name outside stays what it is.
@@ -373,24 +376,31 @@ fn unbind_below(table: &mut Table, dir: BorrowedFd<'_>, depth: usize) -> Result<
         if is_dir(dir, &name, kind) {
             let flags = libc::O_RDONLY | libc::O_DIRECTORY;
             let inner = file::open_at(dir, &name, flags, 0).map_err(at("open the displaced"))?;
-            unbind_below(table, inner.as_fd(), depth + 1)?;
+            unbind_below(table, inner.as_fd(), depth + 1, pulse)?;
         }
     }
     Ok(())
 }
 
 /// rm -r.
-fn remove(dir: BorrowedFd<'_>, name: &[u8], directory: bool, depth: usize) -> Result<(), Failed> {
+fn remove(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    directory: bool,
+    depth: usize,
+    pulse: &mut Pulse,
+) -> Result<(), Failed> {
     too_deep(depth)?;
+    pulse.beat()?;
     if !directory {
         return file::unlink(dir, name).map_err(at("unlink the displaced"));
     }
     {
         let inner = file::open_at(dir, name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
             .map_err(at("open the displaced"))?;
-        for (name, kind) in names_in(inner.as_fd())? {
+        for (name, kind) in names_in(inner.as_fd(), pulse)? {
             let directory = is_dir(inner.as_fd(), &name, kind);
-            remove(inner.as_fd(), &name, directory, depth + 1)?;
+            remove(inner.as_fd(), &name, directory, depth + 1, pulse)?;
         }
     }
     file::unlink_dir(dir, name).map_err(at("rmdir the displaced"))

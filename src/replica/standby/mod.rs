@@ -10,8 +10,10 @@
 //! the node is compared in full.
 
 mod apply;
+mod blocks;
 mod lenient;
 mod ops;
+mod pulse;
 mod quarantine;
 mod resync;
 mod syncs;
@@ -261,6 +263,7 @@ impl Standby {
             tables,
             quarantines,
             writer: Arc::clone(&writer),
+            pulse: pulse::Pulse::new(Arc::clone(&self.shared), Arc::clone(&writer), epoch),
             epoch,
             lenient,
             asked: false,
@@ -270,7 +273,6 @@ impl Standby {
             out: Vec::new(),
             seq: applied,
             acked: applied,
-            reported: Instant::now(),
         };
         let thread = std::thread::Builder::new()
             .name(format!("apply-{}", self.shared.cfg.cluster))

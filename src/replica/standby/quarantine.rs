@@ -6,9 +6,12 @@
 //! Bounded by size and by free space; past a bound nothing more is kept and `truncated` says so.
 //! Failure to keep (no space, I/O) truncates as well: the resync itself goes on.
 
+use super::blocks::Blocks;
+use super::ops::Failed;
+use super::pulse::Pulse;
 use crate::ports::Errno;
 use crate::proto::FileId;
-use crate::proto::stream::BLOCK;
+use crate::proto::stream::{BLOCK, SPAN};
 use crate::replica::local;
 use crate::sys::file::{self, Stat};
 use crate::tree::{HIDDEN_DIR, Tree};
@@ -33,28 +36,15 @@ impl Default for Limits {
     }
 }
 
-/// Blocks of one file that need no keeping any more.
+/// What of one file needs no keeping any more.
 #[derive(Default)]
 struct Saved {
-    settled: Vec<u64>,
+    /// Blocks that are the source's or kept. Many ranges only where live writes came first, and each of
+    /// those counts in the limits.
+    settled: Blocks,
     /// Made by the stream: nothing in it was ever only ours.
     born: bool,
     number: Option<u64>,
-}
-
-impl Saved {
-    fn is_settled(&self, block: u64) -> bool {
-        self.born
-            || self.settled.get((block / 64) as usize).is_some_and(|word| word & (1 << (block % 64)) != 0)
-    }
-
-    fn settle(&mut self, block: u64) {
-        let word = (block / 64) as usize;
-        if self.settled.len() <= word {
-            self.settled.resize(word + 1, 0);
-        }
-        self.settled[word] |= 1 << (block % 64);
-    }
 }
 
 struct Dirs {
@@ -215,7 +205,8 @@ impl Quarantine {
 
     /// This block is as the source has it: nothing of it has to be kept.
     pub fn settle(&mut self, id: FileId, offset: u64) {
-        self.files.entry(id).or_default().settle(offset / BLOCK);
+        let block = offset / BLOCK;
+        self.files.entry(id).or_default().settled.add(block, block + 1);
     }
 
     /// The object was made by the stream: nothing of it has to be kept.
@@ -238,35 +229,74 @@ impl Quarantine {
         let Some(saved) = id.and_then(|id| self.files.get(&id)) else {
             return stat.is_file() || !placed;
         };
-        let mut blocks = 0..stat.size.div_ceil(BLOCK);
-        let all_settled = stat.size > 0 && blocks.all(|block| saved.is_settled(block));
+        let all_settled = stat.size > 0 && saved.settled.contains(0, stat.size.div_ceil(BLOCK));
         !(saved.born || all_settled)
     }
 
-    /// Keeps what [offset, offset + length) of `fd` holds now, whole blocks, each once.
-    pub fn keep_range(&mut self, id: FileId, fd: BorrowedFd<'_>, offset: u64, length: u64) {
+    /// Keeps what [offset, offset + length) of `fd` holds now, whole blocks, each once. Holes are jumped.
+    ///
+    /// # Errors
+    /// Only the pulse's: what cannot be kept is no reason to stop.
+    pub fn keep_range(
+        &mut self,
+        id: FileId,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        length: u64,
+        pulse: &mut Pulse,
+    ) -> Result<(), Failed> {
         if length == 0 || !self.ready() {
-            return;
+            return Ok(());
         }
-        let Ok(stat) = file::stat(fd) else { return };
+        let Ok(stat) = file::stat(fd) else { return Ok(()) };
         let end = offset.saturating_add(length).min(stat.size);
-        if offset >= end {
-            return;
+        let saved = self.files.entry(id).or_default();
+        if offset >= end || saved.born {
+            return Ok(());
         }
-        for block in offset / BLOCK..end.div_ceil(BLOCK) {
-            if self.files.get(&id).is_some_and(|s| s.is_settled(block)) {
-                continue;
+        let last = end.div_ceil(BLOCK);
+        while let Some((from, to)) = self.files.entry(id).or_default().settled.gap(offset / BLOCK, last) {
+            pulse.beat()?;
+            if !self.ready() {
+                return Ok(());
             }
-            self.files.entry(id).or_default().settle(block);
-            let from = block * BLOCK;
-            let data = local::data_ranges(fd, from, (from + BLOCK).min(stat.size)).unwrap_or_default();
-            for (start, end) in data {
-                if let Err(errno) = self.keep_bytes(id, fd, start, end) {
+            let kept = self.keep_blocks(id, fd, from, to, stat.size);
+            match kept {
+                // Settled also if it was not kept: it is about to be overwritten.
+                Ok(until) => self.files.entry(id).or_default().settled.add(from, until),
+                Err(errno) => {
                     self.give_up("keeping a block", errno);
-                    return;
+                    return Ok(());
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Keeps the first data in the blocks [from, to), at most a span of it. Up to which block nothing is
+    /// left to keep.
+    fn keep_blocks(
+        &mut self,
+        id: FileId,
+        fd: BorrowedFd<'_>,
+        from: u64,
+        to: u64,
+        size: u64,
+    ) -> Result<u64, Errno> {
+        let start = match file::seek_data(fd, from * BLOCK) {
+            Ok(start) => start / BLOCK,
+            Err(Errno(libc::ENXIO)) => return Ok(to),
+            Err(Errno(libc::EINVAL | libc::EOPNOTSUPP)) => from,
+            Err(errno) => return Err(errno),
+        };
+        if start >= to {
+            return Ok(to);
+        }
+        let until = to.min(start + SPAN / BLOCK);
+        for (start, end) in local::data_ranges(fd, start * BLOCK, size.min(until * BLOCK))? {
+            self.keep_bytes(id, fd, start, end)?;
+        }
+        Ok(until)
     }
 
     fn keep_bytes(&mut self, id: FileId, fd: BorrowedFd<'_>, start: u64, end: u64) -> Result<(), Errno> {

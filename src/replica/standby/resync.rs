@@ -2,6 +2,7 @@
 
 use super::apply::{Apply, End, protocol};
 use super::ops::{self, Failed, at};
+use super::pulse::Pulse;
 use super::table::Table;
 use crate::ports::Errno;
 use crate::proto::fsop::Xattr;
@@ -149,7 +150,8 @@ impl Apply {
             Err(errno) => return Err((errno, "open directory")),
         };
         let wanted: HashSet<&[u8]> = entries.iter().map(|e| &e.name[..]).collect();
-        for name in own_names(dir.as_fd())? {
+        for name in own_names(dir.as_fd(), &mut self.pulse)? {
+            self.pulse.beat()?;
             if !wanted.contains(&name[..]) && !is_hidden(id, &name) {
                 self.displace(v, dir.as_fd(), &name)?;
             }
@@ -159,6 +161,7 @@ impl Apply {
             if is_hidden(id, &entry.name) {
                 continue;
             }
+            self.pulse.beat()?;
             if self.place(v, dir.as_fd(), entry)? {
                 fresh.push(entry.id);
             }
@@ -337,13 +340,13 @@ impl Apply {
                 continue;
             }
             if let Some(q) = self.quarantines.get_mut(v) {
-                q.keep_range(id, fd, a, b - a);
+                q.keep_range(id, fd, a, b - a, &mut self.pulse)?;
             }
             // A last block that is only partly covered would stay allocated.
             let past = if b >= size { to.min(b.next_multiple_of(BLOCK)) } else { b };
             match file::fallocate(fd, PUNCH, a, past - a) {
                 Ok(()) => {}
-                Err(Errno(libc::EOPNOTSUPP)) => zero(fd, a, b)?,
+                Err(Errno(libc::EOPNOTSUPP)) => zero(fd, a, b, &mut self.pulse)?,
                 Err(errno) => return Err((errno, "punch")),
             }
         }
@@ -361,7 +364,7 @@ impl Apply {
     fn fill(&mut self, v: usize, id: FileId, offset: u64, bytes: &[u8]) -> Result<(), Failed> {
         let fd = self.tables[v].data(id).map_err(at("open"))?;
         if let Some(q) = self.quarantines.get_mut(v) {
-            q.keep_range(id, fd.as_fd(), offset, bytes.len() as u64);
+            q.keep_range(id, fd.as_fd(), offset, bytes.len() as u64, &mut self.pulse)?;
         }
         local::write_full(fd.as_fd(), bytes, offset).map_err(at("write"))
     }
@@ -375,7 +378,7 @@ impl Apply {
         if own.is_file() && own.size != attr.size {
             let fd = self.tables[v].data(id).map_err(at("open"))?;
             if let Some(q) = self.quarantines.get_mut(v).filter(|_| attr.size < own.size) {
-                q.keep_range(id, fd.as_fd(), attr.size, own.size - attr.size);
+                q.keep_range(id, fd.as_fd(), attr.size, own.size - attr.size, &mut self.pulse)?;
             }
             file::set_len(fd.as_fd(), attr.size).map_err(at("truncate"))?;
         }
@@ -401,10 +404,11 @@ impl Apply {
     }
 }
 
-fn zero(fd: BorrowedFd<'_>, from: u64, to: u64) -> Result<(), Failed> {
+fn zero(fd: BorrowedFd<'_>, from: u64, to: u64, pulse: &mut Pulse) -> Result<(), Failed> {
     let zeros = vec![0; (to - from).min(BLOCK) as usize];
     let mut at_offset = from;
     while at_offset < to {
+        pulse.beat()?;
         let n = (to - at_offset).min(zeros.len() as u64);
         local::write_full(fd, &zeros[..n as usize], at_offset).map_err(at("write zeros"))?;
         at_offset += n;
@@ -412,10 +416,11 @@ fn zero(fd: BorrowedFd<'_>, from: u64, to: u64) -> Result<(), Failed> {
     Ok(())
 }
 
-fn own_names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Failed> {
+fn own_names(dir: BorrowedFd<'_>, pulse: &mut Pulse) -> Result<Vec<Vec<u8>>, Failed> {
     let mut raw = vec![0; 256 << 10];
     let mut out = Vec::new();
     loop {
+        pulse.beat()?;
         let len = file::read_dir(dir, &mut raw, None).map_err(at("list directory"))?;
         if len == 0 {
             return Ok(out);
