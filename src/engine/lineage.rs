@@ -120,7 +120,11 @@ fn rows(a: &Hello, b: &Hello, rules: Rules) -> (u8, Choice) {
     if !initialised(a) && !initialised(b) {
         let both_clean = a.inconsistent.is_none() && b.inconsistent.is_none();
         return match (empty(a), empty(b)) {
-            (true, true) if both_clean => (2, full(a, b)),
+            (true, true) if both_clean => {
+                // Equal nothings: whoever is preferred becomes the first primary.
+                let (from, to) = if keeps(a, b) == b.node { (b, a) } else { (a, b) };
+                (2, full(from, to))
+            }
             _ => (2, Stay(VerdictKind::AskSource)),
         };
     }
