@@ -54,6 +54,10 @@ impl Cluster {
     fn go_alone(&mut self, now: Mono, how: How, ticket: Option<Ticket>) {
         let was_writer = matches!(self.phase, Phase::Frozen { .. });
         self.decided = None;
+        if !was_writer {
+            // The role was taken over, not handed over: once the preferred node is back, it may have it back.
+            self.failed_back = false;
+        }
         self.set_tombstone(None);
         if self.config.rules.close_before_serve || was_writer {
             self.close_stream();

@@ -83,6 +83,8 @@ impl Cluster {
         });
         self.eligible = None;
         self.solid = Solid::No;
+        // What the preferred node gave away (a swap, a checker) is not given back by itself.
+        self.failed_back = true;
         self.session_is(epoch);
         self.send(PeerMessage::TokenTaken { epoch });
         self.open_stream(StreamRole::Source, epoch, Plan::Continue);
