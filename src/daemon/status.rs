@@ -130,12 +130,14 @@ fn command_line(command: &str, cluster: &str, nodes: &[String]) -> String {
     let mut before = "";
     for (at, word) in command.split(' ').enumerate() {
         let named = matches!(before, "node" | "--source");
-        let name = match word {
+        // The end of a remark in parentheses stays.
+        let (bare, end) = word.strip_suffix(')').map_or((word, ""), |bare| (bare, ")"));
+        let name = match bare {
             "A" if named => nodes.first(),
             "B" if named => nodes.get(1),
             _ => None,
         };
-        words.push(name.cloned().unwrap_or_else(|| word.to_owned()));
+        words.push(name.map_or_else(|| word.to_owned(), |name| format!("{name}{end}")));
         if at == 0 {
             words.push(cluster.to_owned());
         }
@@ -250,5 +252,6 @@ mod tests {
             "skc promote shop --force (if node beta never comes back)"
         );
         assert_eq!(command_line("adopt --source A", "shop", &nodes), "skc adopt shop --source alpha");
+        assert_eq!(command_line("start (on node B)", "shop", &nodes), "skc start shop (on node beta)");
     }
 }
