@@ -112,27 +112,34 @@ impl Worker {
             let wish = wishes.borrow_and_update().clone();
             self.show(&wish.services, &running);
             self.work(&wish, &mut running, &mut restarted, &wishes).await;
-            tokio::select! {
-                biased; // a new wish makes what happened before uninteresting
-                changed = wishes.changed() => if changed.is_err() { return },
-                Some(status) = exited.recv() => {
-                    let Some(at) = running.iter().position(|s| ServiceId::new(&self.id, &s.name) == status.id) else {
-                        continue;
-                    };
-                    let name = running.remove(at).name;
-                    let note = match &status.state {
-                        State::Failed(failure) => failure.to_string(),
-                        other => format!("{other:?}"),
-                    };
-                    self.line(&name, "failed", &note);
-                    self.tell(ServiceState::Failed);
-                    // The core decides (restart, failover); work goes on with its next wish.
-                    if wishes.changed().await.is_err() {
-                        return;
-                    }
+            // The core decides (restart, failover); work goes on with its next wish, and only then.
+            loop {
+                tokio::select! {
+                    biased; // a new wish makes what happened before uninteresting
+                    changed = wishes.changed() => if changed.is_err() { return } else { break },
+                    Some(status) = exited.recv() => self.fell(&status, &mut running).await,
                 }
             }
         }
+    }
+
+    /// A service ended by itself. One that did not start is none of the running: its start said so.
+    async fn fell(&self, status: &ServiceStatus, running: &mut Vec<Service>) {
+        let at = running.iter().position(|s| ServiceId::new(&self.id, &s.name) == status.id);
+        let Some(at) = at else { return };
+        // The word may be of an earlier life, whose failed start was answered before it.
+        if let Ok(Some(now)) = self.manager.status(&status.id).await
+            && now.state == State::Running
+        {
+            return;
+        }
+        let name = running.remove(at).name;
+        let note = match &status.state {
+            State::Failed(failure) => failure.to_string(),
+            other => format!("{other:?}"),
+        };
+        self.line(&name, "failed", &note);
+        self.tell(ServiceState::Failed);
     }
 
     /// Works towards `wish` until it is reached, fails, or changes.
