@@ -1,7 +1,10 @@
 //! Two links in network namespaces with two wires between them, which are then cut.
 //!
-//! Needs root; says so and passes without.
+//! Needs root; says SKIPPED and passes without.
 #![cfg(feature = "daemon")]
+
+#[path = "skip/mod.rs"]
+mod skip;
 
 use skc::link::pki::{NodeSetup, PORT, enroll_offline};
 use skc::link::{DownReason, Identity, Link, LinkConfig, LinkEvent};
@@ -29,7 +32,7 @@ impl Wires {
         let wires = Self { names };
         let [a, b] = &wires.names;
         if !ip(&format!("netns add {a}")) || !ip(&format!("netns add {b}")) {
-            println!("skipped: network namespaces need root");
+            skip::skipped(&skip::this_test(), "network namespaces need root and ip(8)");
             return None;
         }
         for wire in 0..2 {

@@ -1,13 +1,16 @@
 //! The benchmark as a test target: `cargo test --release --test bench -- --ignored --nocapture`.
 //! The same as `skc lab bench`. Not part of the ordinary run: figures need a quiet machine.
 
+#[path = "../skip/mod.rs"]
+mod skip;
+
 use skc::lab::bench::{Options, Target, run, table};
 use skc::lab::{Lab, LabError};
 use std::path::PathBuf;
 
 fn measure(targets: &[Target], rounds: usize, scale: usize) {
     if let Err(error) = Lab::preflight() {
-        eprintln!("SKIPPED: {error}");
+        skip::skipped(&skip::this_test(), error);
         return;
     }
     let program = PathBuf::from(env!("CARGO_BIN_EXE_skc"));

@@ -1,5 +1,8 @@
 //! Two namespaces and a wire between them.
 
+#[path = "../skip/mod.rs"]
+mod skip;
+
 use skc::net::Mac;
 use skc::sys::arp::{Arp, Operation};
 use skc::sys::packet::{ETHERTYPE_ARP, PacketSocket};
@@ -28,7 +31,7 @@ pub fn isolated(name: &str, body: impl AsyncFnOnce(Wire)) {
     }
     let probe = Command::new("unshare").args(["-n", "true"]).output();
     if !probe.is_ok_and(|o| o.status.success()) {
-        println!("skipped: network namespaces need root and unshare(1)");
+        skip::skipped(&skip::this_test(), "network namespaces need root and unshare(1)");
         return;
     }
     let status = Command::new("unshare")

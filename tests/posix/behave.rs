@@ -1,6 +1,7 @@
 //! Single promises, one test each.
 
 use super::support::{Mounted, eventually, isolated};
+use crate::skip::skipped;
 use skc::fuse::{Local, Options};
 use skc::sys::file;
 use skc::tree::Descriptors;
@@ -255,7 +256,7 @@ fn shared_mappings_and_birth_times_work() {
         );
         match Command::new("python3").args(["-c", &script]).status() {
             Ok(status) => assert!(status.success()),
-            Err(error) => eprintln!("skipped: python3: {error}"),
+            Err(error) => skipped("shared_mappings_and_birth_times_work", format_args!("python3: {error}")),
         }
         let meta = std::fs::metadata(m.path("m"));
         if let Ok(meta) = meta {

@@ -1,5 +1,5 @@
 //! The mirror file system against the kernel: mounted in a private mount namespace, without a peer.
-//! Needs root and /dev/fuse; without them each test prints why it was skipped.
+//! Needs root and /dev/fuse; without them each test says SKIPPED and what is missing.
 
 mod behave;
 mod equal;
@@ -8,5 +8,7 @@ mod fsx;
 mod mapping;
 mod roles;
 mod rude;
+#[path = "../skip/mod.rs"]
+mod skip;
 mod standby;
 mod support;

@@ -1,5 +1,6 @@
 //! A mounted directory in a mount namespace of the test's own.
 
+use crate::skip::{skipped, this_test};
 use skc::base::Volume;
 use skc::fuse::{Local, Mount, Options};
 use skc::ports::Replicator;
@@ -79,12 +80,13 @@ impl Drop for Mounted {
 /// Runs `test` on a thread in a mount namespace of its own.
 pub fn isolated(test: impl FnOnce() + Send + 'static) {
     if !Path::new("/dev/fuse").exists() {
-        eprintln!("skipped: no /dev/fuse");
+        skipped(&this_test(), "no /dev/fuse");
         return;
     }
+    let name = this_test();
     let thread = std::thread::spawn(move || {
         if let Err(error) = private_namespace() {
-            eprintln!("skipped: no private mount namespace: {error:?}");
+            skipped(&name, format_args!("no private mount namespace: {error:?}"));
             return;
         }
         test();

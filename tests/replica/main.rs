@@ -6,6 +6,8 @@ mod latency;
 mod live;
 mod random;
 mod resync;
+#[path = "../skip/mod.rs"]
+mod skip;
 mod support;
 mod syncs;
 mod target;
