@@ -11,7 +11,7 @@ use std::time::Duration;
 #[test]
 fn service_that_dies_is_started_again() {
     let Some(lab) = arena("service-dies") else { return };
-    let (cluster, _, _) = Cluster::start(&lab, &Spec::default());
+    let (cluster, _, _) = Cluster::start(&lab, &Spec::LEDGER);
     let load = cluster.load();
     cluster.progress(&load, 200);
     let servers = || -> Vec<(Node, u32)> {
@@ -36,7 +36,7 @@ fn checker_that_fails_moves_the_service() {
     let Some(lab) = arena("checker-fails") else { return };
     let spec = Spec {
         checkers: "    - {name: sound, exec: {command: [test, '!', -e, /run/broken]}, interval: 300ms, timeout: 200ms, onFailure: failover}",
-        ..Spec::default()
+        ..Spec::LEDGER
     };
     let (cluster, primary, standby) = Cluster::start(&lab, &spec);
     let load = cluster.load();

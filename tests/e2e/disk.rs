@@ -8,7 +8,7 @@ use std::io::Write;
 use std::time::Duration;
 
 const VOLUME: &str = "/srv/data";
-const SPEC: Spec = Spec { directory: "/srv/data/ledger", checkers: "" };
+const SPEC: Spec = Spec { directory: "/srv/data/ledger", ..Spec::LEDGER };
 
 /// Gives every node of the pair a small file system of its own below [`VOLUME`].
 fn volumes(lab: &Arena) {

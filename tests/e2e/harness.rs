@@ -22,7 +22,7 @@ pub struct Arena {
 pub fn arena(name: &str) -> Option<Arena> {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_skc"));
     if let Err(error) = Lab::preflight() {
-        eprintln!("SKIPPED {name}: {error}");
+        crate::skip::skipped(&crate::skip::this_test(), error);
         return None;
     }
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

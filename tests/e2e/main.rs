@@ -1,13 +1,24 @@
 //! End-to-end tests on `skc lab`: real processes, real FUSE mounts, real packets, real power cuts.
 //!
 //! Every scenario has its own lab, runs alone, has a hard deadline and cleans up. They need root;
-//! without it each says so and passes. `cargo test --test e2e` runs all, `cargo test --test e2e NAME` one.
+//! without it each says SKIPPED and passes. `cargo test --test e2e` runs all, `cargo test --test e2e NAME` one.
 
 mod application;
+mod clusters;
 mod disk;
+mod handover;
 mod harness;
+mod levels;
+mod limits;
 mod machines;
 mod network;
+mod records;
 mod refusals;
 mod scenario;
+#[path = "../skip/mod.rs"]
+mod skip;
+mod specs;
+mod stalls;
+mod verbs;
+mod watch;
 mod wire;

@@ -9,21 +9,28 @@ use std::time::Duration;
 #[test]
 fn bad_spec_while_running_changes_nothing() {
     let Some(lab) = arena("bad-spec") else { return };
-    let (cluster, primary, _) = Cluster::start(&lab, &Spec::default());
+    let (cluster, primary, _) = Cluster::start(&lab, &Spec::LEDGER);
     let load = cluster.load();
     cluster.progress(&load, 100);
     let before = load.now();
     let good = fs::read_to_string(lab.dir().join("ledger.yaml")).expect("the spec");
+    // Each with the place and the code of what is wrong with it.
     let bad = [
-        ("broken.yaml", "spec: [".to_owned()),
-        ("unknown.yaml", good.replace("heartbeat:", "hartbeat:")),
-        ("units.yaml", good.replace("1000ms", "1000 parsecs")),
-        ("empty.yaml", String::new()),
+        ("broken.yaml", "spec: [".to_owned(), ":2:1", "SKC-E1002"),
+        ("unknown.yaml", good.replace("heartbeat:", "hartbeat:"), ":16:3", "SKC-E1010"),
+        ("units.yaml", good.replace("1000ms", "1000 parsecs"), ":16:24", "SKC-E1013"),
+        ("empty.yaml", String::new(), ":1:1", "SKC-E1007"),
     ];
-    for (name, text) in bad {
-        let error = lab.apply(Node::NodeB, &cluster.write_spec(name, &text)).expect_err(name).to_string();
-        assert!(error.contains("SKC-E"), "{name}: an error with a code: {error}");
+    let state = || Node::PAIR.map(|node| (cluster.status(node)["epoch"].clone(), cluster.get(node)));
+    let unchanged = state();
+    for (name, text, place, code) in bad {
+        let path = cluster.write_spec(name, &text);
+        let error = lab.apply(Node::NodeB, &path).expect_err(name).to_string();
+        assert!(error.contains(&format!("error[{code}]")), "{name}: refused with {code}: {error}");
+        let place = format!("{}{place}", path.display());
+        assert!(error.contains(&format!("--> {place}\n")), "{name}: at {place}: {error}");
     }
+    assert_eq!(state(), unchanged, "epochs and specs in force are what they were");
     cluster.progress(&load, 100);
     let (pause, _) = load.longest_gap(before, load.now());
     assert!(pause < Duration::from_millis(800), "writers did not notice: {pause:?}");
@@ -34,11 +41,11 @@ fn bad_spec_while_running_changes_nothing() {
 fn first_start_of_two_different_directories_asks() {
     let Some(lab) = arena("two-sources") else { return };
     for node in Node::PAIR {
-        let dir = lab.backing(node, Spec::default().directory);
+        let dir = lab.backing(node, Spec::LEDGER.directory);
         fs::create_dir_all(&dir).expect("create the directory");
         fs::write(dir.join(node.name()), node.name()).expect("a file of its own");
     }
-    let cluster = Cluster::apply(&lab, &Spec::default());
+    let cluster = Cluster::apply(&lab, &Spec::LEDGER);
     for node in Node::PAIR {
         cluster.says(node, "that both directories hold data", &["adopt", "differ", "source", "promote"]);
     }
@@ -49,8 +56,7 @@ fn first_start_of_two_different_directories_asks() {
             dir.join(node.name()).exists() && !dir.join(peer.name()).exists()
         })
     });
-    lab.skc(Node::NodeB, &["adopt", "--force", crate::scenario::CLUSTER, "--yes"], SETTLE)
-        .expect("the source is named");
+    cluster.does(Node::NodeB, "adopt", &["--force"]);
     assert_eq!(cluster.settled(), Node::NodeB);
     cluster.trees_equal();
     assert!(cluster.backing(Node::NodeA).join("node-b").exists(), "the named source won");
@@ -79,13 +85,11 @@ fn certificate_of_another_pair_is_refused() {
         fs::create_dir_all(lab.backing(node, "/srv/ledger")).expect("create");
         lab.start_agent(node).expect("the agent starts");
     }
-    until("a node's log says that it refuses the other", SETTLE, || {
-        Node::PAIR.into_iter().any(|node| {
-            let log = fs::read_to_string(lab.agent_log(node)).unwrap_or_default().to_lowercase();
-            ["certificate", "unknownissuer", "unknown issuer", "not of this pair"]
-                .iter()
-                .any(|word| log.contains(word))
-        })
+    // One of them sees the foreign certificate first; the other may only be told so.
+    until("a node notes down that the other's certificate is of another pair", SETTLE, || {
+        Node::PAIR
+            .into_iter()
+            .any(|node| crate::scenario::events(&lab, node).iter().any(|(code, _)| code == "SKC-E2020"))
     });
     let status = |node: Node| lab.status(node).unwrap_or_default();
     always("they never connect", Duration::from_secs(3), || {
@@ -110,7 +114,7 @@ fn start_on_a_mounted_directory() {
         output.stdout.trim().parse::<u32>().unwrap_or(0)
     };
     until("it is mounted", SETTLE, || mounts(&lab) == 1);
-    let cluster = Cluster::apply(&lab, &Spec::default());
+    let cluster = Cluster::apply(&lab, &Spec::LEDGER);
     cluster.says(Node::NodeA, "that something is mounted there", &["mounted", "mount"]);
     always("no second mount is put on top", Duration::from_secs(3), || mounts(&lab) == 1);
     // Its server dies: a dead mount stays, and the agent clears it away by itself.

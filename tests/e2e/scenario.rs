@@ -1,54 +1,75 @@
 //! What the scenarios share: a ledger cluster in a lab, its load, and the invariants.
 
-use crate::harness::{Arena, until};
+use crate::harness::Arena;
+use crate::records::Records;
+use crate::watch::Watch;
 use serde_json::Value;
 use skc::lab::ledger::check;
-use skc::lab::ledger::client::{Load, Options};
+use skc::lab::ledger::client::{Ack, Load, Options};
 use skc::lab::process::poll;
 use skc::lab::wait::Condition;
 use skc::lab::{Node, compare};
-use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Longest time for any change of state: far above every sum of timers, below the hard deadline.
 pub const SETTLE: Duration = Duration::from_secs(60);
-/// Name of the cluster.
+/// Name of the cluster, where there is one.
 pub const CLUSTER: &str = "ledger";
 /// Where clients connect.
-pub const VIP: &str = "10.77.1.100";
+const VIP: &str = "10.77.1.100";
 const PORT: u16 = 7700;
 /// `heartbeat.timeout` of all scenarios.
 pub const TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest time that both nodes may hold the virtual address: one lease of 1 s and its check.
-const VIP_OVERLAP: Duration = Duration::from_millis(1500);
 
 /// A spec with its adjustable parts.
+#[derive(Clone, Copy)]
 pub struct Spec {
+    /// `metadata.name`.
+    pub cluster: &'static str,
     /// The mirrored directory.
     pub directory: &'static str,
+    /// Where the service listens.
+    pub port: u16,
+    /// What runs instead of the ledger's server: an argument vector of YAML; empty = the server.
+    pub run: &'static str,
+    /// The virtual address, if any.
+    pub vip: Option<&'static str>,
     /// Lines below `checkers:`; empty = none.
     pub checkers: &'static str,
-}
-
-impl Default for Spec {
-    fn default() -> Self {
-        Self { directory: "/srv/ledger", checkers: "" }
-    }
+    /// Is the witness asked?
+    pub witness: bool,
+    /// `failover:`, in braces.
+    pub failover: &'static str,
 }
 
 impl Spec {
-    fn text(&self) -> String {
-        let Self { directory, checkers } = self;
+    /// The ledger at level L2.
+    pub const LEDGER: Self = Self {
+        cluster: CLUSTER,
+        directory: "/srv/ledger",
+        port: PORT,
+        run: "",
+        vip: Some(VIP),
+        checkers: "",
+        witness: true,
+        failover: "{}",
+    };
+
+    /// The document.
+    pub fn text(&self) -> String {
+        let Self { cluster, directory, port, run, vip, checkers, witness, failover } = self;
         let checkers = if checkers.is_empty() { String::new() } else { format!("  checkers:\n{checkers}\n") };
+        let server = format!(r#"[skc, ledger, serve, --data, {directory}, --listen, "0.0.0.0:{port}"]"#);
+        let run = if run.is_empty() { &server } else { *run };
+        let vip = vip.map_or(String::new(), |vip| format!("  virtualIPs:\n    - {{address: {vip}/24}}\n"));
+        let witness = if *witness { "  arbitration: {ping: [10.77.1.254]}\n" } else { "" };
+        let timeout = TIMEOUT.as_millis();
         format!(
-            r#"apiVersion: skc.dev/v1
+            "apiVersion: skc.dev/v1
 kind: ClusterSpec
-metadata: {{name: {CLUSTER}}}
+metadata: {{name: {cluster}}}
 spec:
   nodes:
     - {{name: node-a, addresses: [10.77.1.1, 10.77.2.1]}}
@@ -58,13 +79,10 @@ spec:
   services:
     - name: ledger
       exec:
-        run: [skc, ledger, serve, --data, {directory}, --listen, "0.0.0.0:{PORT}"]
-  virtualIPs:
-    - {{address: {VIP}/24}}
-{checkers}  heartbeat: {{timeout: {}ms}}
-  arbitration: {{ping: [10.77.1.254]}}
-"#,
-            TIMEOUT.as_millis()
+        run: {run}
+{vip}{checkers}  heartbeat: {{timeout: {timeout}ms}}
+{witness}  failover: {failover}
+"
         )
     }
 }
@@ -73,28 +91,70 @@ spec:
 pub struct Cluster<'a> {
     /// The lab below it.
     pub lab: &'a Arena,
+    /// Its name.
+    pub name: &'static str,
+    /// Its virtual address.
+    pub vip: Option<&'static str>,
     directory: &'static str,
+    port: u16,
     watch: Watch,
 }
 
 impl<'a> Cluster<'a> {
-    /// Creates the directories, starts both agents and applies the spec; does not wait for roles.
+    /// Starts both agents and applies the spec on `node`; does not wait for roles.
+    pub fn apply_on(node: Node, lab: &'a Arena, spec: &Spec) -> Self {
+        lab.start_pair().expect("the pair starts");
+        Self::add_on(node, lab, spec)
+    }
+
+    /// The same on node-a.
     pub fn apply(lab: &'a Arena, spec: &Spec) -> Self {
+        Self::apply_on(Node::NodeA, lab, spec)
+    }
+
+    /// Creates the directories and applies a spec on `node` of a pair that runs.
+    pub fn add_on(node: Node, lab: &'a Arena, spec: &Spec) -> Self {
         for node in Node::PAIR {
             fs::create_dir_all(lab.backing(node, spec.directory)).expect("create the directory");
         }
-        lab.start_pair().expect("the pair starts");
-        let cluster = Self { lab, directory: spec.directory, watch: Watch::start(lab) };
-        let answer = lab.apply(Node::NodeA, &cluster.write_spec("ledger.yaml", &spec.text()));
-        answer.expect("the spec is applied");
+        let watch = Watch::start(lab, spec.cluster, spec.vip);
+        let Spec { cluster: name, vip, directory, port, .. } = *spec;
+        let cluster = Self { lab, name, vip, directory, port, watch };
+        cluster.change_on(node, &spec.text());
         cluster
     }
 
-    /// The same, and waits for PRIM and SECOND.
+    /// Applies a document on `node`.
+    #[track_caller]
+    pub fn change_on(&self, node: Node, text: &str) -> String {
+        let path = self.write_spec(&format!("{}.yaml", self.name), text);
+        self.lab.apply(node, &path).expect("the spec is applied")
+    }
+
+    /// As [`Self::apply`], and waits for PRIM and SECOND.
     pub fn start(lab: &'a Arena, spec: &Spec) -> (Self, Node, Node) {
         let cluster = Self::apply(lab, spec);
         let primary = cluster.settled();
         (cluster, primary, primary.peer().expect("a pair"))
+    }
+
+    /// Runs `skc VERB CLUSTER ARGS --yes` inside `node`.
+    pub fn verb(&self, node: Node, verb: &str, args: &[&str]) -> skc::lab::Result<String> {
+        let all: Vec<&str> = [&[verb, self.name], args, &["--yes"]].concat();
+        self.lab.skc(node, &all, SETTLE)
+    }
+
+    /// The same, where it must work.
+    #[track_caller]
+    pub fn does(&self, node: Node, verb: &str, args: &[&str]) {
+        self.verb(node, verb, args).unwrap_or_else(|error| panic!("{verb} on {node}: {error}"));
+    }
+
+    /// The same, where it must be refused with this code.
+    #[track_caller]
+    pub fn refuses(&self, node: Node, verb: &str, args: &[&str], code: &str) {
+        let error = self.verb(node, verb, args).expect_err(verb).to_string();
+        assert!(error.contains(code), "{verb} on {node} is refused with {code}: {error}");
     }
 
     /// Writes a file for `skc apply` into the lab's directory.
@@ -111,7 +171,7 @@ impl<'a> Cluster<'a> {
 
     /// The node's status object; `Null` while it does not answer.
     pub fn status(&self, node: Node) -> Value {
-        self.lab.cluster(node, CLUSTER).unwrap_or(Value::Null)
+        self.lab.cluster(node, self.name).unwrap_or(Value::Null)
     }
 
     /// Does the node show all of these?
@@ -125,7 +185,7 @@ impl<'a> Cluster<'a> {
     pub fn wait(&self, node: Node, conditions: &[&str]) {
         let parsed: Vec<Condition> =
             conditions.iter().map(|text| text.parse().expect("a condition")).collect();
-        if let Err(error) = self.lab.wait(node, Some(CLUSTER), &parsed, SETTLE) {
+        if let Err(error) = self.lab.wait(node, Some(self.name), &parsed, SETTLE) {
             panic!("{error}");
         }
     }
@@ -135,19 +195,24 @@ impl<'a> Cluster<'a> {
     pub fn settled(&self) -> Node {
         let found = poll(SETTLE, || {
             Node::PAIR.into_iter().find(|node| {
-                self.is(*node, &["PRIM", "Ready", "vip"])
+                self.is(*node, &["PRIM", "Ready"])
+                    && (self.vip.is_none() || self.is(*node, &["vip"]))
                     && node.peer().is_some_and(|peer| self.is(peer, &["SECOND", "Ready", "UpToDate"]))
             })
         });
         found.unwrap_or_else(|| panic!("one node PRIM, the other SECOND within {SETTLE:?}"))
     }
 
-    /// Clients under full load; every append with an fdatasync.
+    /// Clients under full load at the virtual address; every append with an fdatasync.
     pub fn load(&self) -> Load {
-        let connect = format!("{VIP}:{PORT}").parse().expect("an address");
+        self.load_at(self.vip.expect("a virtual address"), 7)
+    }
+
+    /// The same at another address; `seed` tells several loads apart.
+    pub fn load_at(&self, address: &str, seed: u64) -> Load {
+        let connect = format!("{address}:{}", self.port).parse().expect("an address");
         let netns = Some(self.lab.netns_path(Node::Client.name()));
-        let options =
-            Options { connect, clients: 4, sync_every: 1, seed: 7, netns, journal: None, count: None };
+        let options = Options { connect, clients: 4, sync_every: 1, seed, netns, journal: None, count: None };
         Load::start(options).expect("clients start")
     }
 
@@ -170,16 +235,28 @@ impl<'a> Cluster<'a> {
     /// one writer an epoch, bounded overlap of the VIP.
     #[track_caller]
     pub fn finish(self, load: Load) -> Node {
+        self.finish_all(Vec::new(), load)
+    }
+
+    /// The same where clients that are gone got acknowledgements, too.
+    #[track_caller]
+    pub fn finish_all(self, mut acks: Vec<Ack>, load: Load) -> Node {
         let primary = self.settled();
-        let acks = load.stop();
+        acks.extend(load.stop());
+        self.nothing_lost(&acks);
+        self.watch.verdict(None);
+        primary
+    }
+
+    /// Both trees are equal and hold every record.
+    #[track_caller]
+    pub fn nothing_lost(&self, acks: &[Ack]) {
         assert!(!acks.is_empty(), "something was acknowledged");
         self.trees_equal();
         for node in Node::PAIR {
-            let found = check::check(&self.backing(node), &acks).expect("read the ledger");
+            let found = check::check(&self.backing(node), acks).expect("read the ledger");
             assert!(found.good(), "{node}: {found:?}");
         }
-        self.watch.verdict();
-        primary
     }
 
     /// After a split brain: the pair settles by itself, or one node serves, the other waits, and
@@ -201,26 +278,35 @@ impl<'a> Cluster<'a> {
             Some(None) => {}
             Some(Some(source)) => {
                 // It keeps serving until somebody decides; nothing is discarded meanwhile.
-                let adopt = ["adopt", CLUSTER, "--source", source.name(), "--force", "--yes"];
-                self.lab.skc(source, &adopt, SETTLE).expect("the operator names the source");
+                self.does(source, "adopt", &["--source", source.name(), "--force"]);
             }
             None => panic!("settled, or one node serves and both name the command, within {SETTLE:?}"),
         }
     }
 
-    /// As [`Self::finish`] where both sides may have acknowledged: what the winner lacks is in quarantine.
+    /// As [`Self::finish`] where both sides may have acknowledged until the cut was `healed`: every
+    /// acknowledged record that the winner lacks is in quarantine. Returns how many are.
     #[track_caller]
-    pub fn finish_divided(self, load: Load) {
+    pub fn finish_divided(self, loads: Vec<Load>, healed: Instant) -> usize {
         self.settled();
-        let acks = load.stop();
+        let acks: Vec<Ack> = loads.into_iter().flat_map(Load::stop).collect();
+        assert!(!acks.is_empty(), "something was acknowledged");
         self.trees_equal();
+        let mut kept = Records::default();
         for node in Node::PAIR {
-            let found = check::check(&self.backing(node), &acks).expect("read the ledger");
+            let found = check::check(&self.backing(node), &[]).expect("read the ledger");
             assert_eq!(found.damaged, 0, "{node}: {found:?}");
-            let kept = Node::PAIR.into_iter().any(|node| self.quarantine(node) > 0);
-            assert!(found.lost == 0 || kept, "{node}: dropped writes are in quarantine: {found:?}");
+            kept.add_all(&self.backing(node).join(".skc/quarantine"));
         }
-        // Both may have served under the same number (an epoch is the pair of number and owner at L2).
+        let mut ledger = Records::default();
+        ledger.add_all(&self.backing(Node::NodeA).join("ledger.log"));
+        let dropped = ledger.lacks(&acks);
+        let count = dropped.len();
+        let lost = kept.lacks(dropped);
+        let some: Vec<_> = lost.iter().take(5).collect();
+        assert!(lost.is_empty(), "{} of {count} dropped records are not in quarantine: {some:?}", lost.len());
+        self.watch.verdict(Some(healed));
+        count
     }
 
     /// Files in the node's quarantine.
@@ -256,104 +342,31 @@ impl<'a> Cluster<'a> {
         assert!(met.is_some(), "{node} says {what} (one of {words:?}); it says {seen}");
     }
 
-    /// Stops both agents' clusters in an orderly way? No: the lab's end is a power cut; this only
-    /// ends the watching for scenarios that leave the cluster in pieces on purpose.
+    /// `skc get`: the specs in force on a node; `Null` while it does not answer.
+    pub fn get(&self, node: Node) -> Value {
+        let text = self.lab.skc(node, &["get", "-o", "json"], SETTLE).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    /// What a node noted down, over all lives of its agent: code and text of every event that has a code.
+    pub fn events(&self, node: Node) -> Vec<(String, String)> {
+        events(self.lab, node)
+    }
+
+    /// Ends the watching of scenarios that leave the cluster in pieces on purpose.
     pub fn verdict(self) {
-        self.watch.verdict();
+        self.watch.verdict(None);
     }
 }
 
-/// Watches both nodes all the time: who writes in which epoch, who holds the address.
-struct Watch {
-    /// Dropping them ends the threads.
-    running: Vec<SyncSender<()>>,
-    seen: Arc<Mutex<Seen>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-#[derive(Default)]
-struct Seen {
-    writers: HashMap<String, Node>,
-    wrong: Vec<String>,
-    overlap: Duration,
-    longest: Duration,
-}
-
-impl Watch {
-    fn start(lab: &Arena) -> Self {
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let (mut running, mut threads) = (Vec::new(), Vec::new());
-        for work in [watch_writers, watch_address] {
-            let (sender, stopped) = sync_channel(0);
-            let (lab, seen) = (skc::lab::Lab::clone(lab), seen.clone());
-            running.push(sender);
-            threads.push(std::thread::spawn(move || work(&lab, &stopped, &seen)));
-        }
-        Self { running, seen, threads }
-    }
-
-    #[track_caller]
-    fn verdict(mut self) {
-        self.running.clear();
-        for thread in self.threads.drain(..) {
-            thread.join().expect("the watcher ends");
-        }
-        let seen = self.seen.lock().unwrap();
-        assert!(seen.wrong.is_empty(), "one writer an epoch: {:?}", seen.wrong);
-        assert!(seen.longest <= VIP_OVERLAP, "the address was on both nodes for {:?}", seen.longest);
-    }
-}
-
-/// Waits for the next look; false when the watching is over.
-fn again(stopped: &Receiver<()>, pause: Duration) -> bool {
-    stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout)
-}
-
-fn watch_writers(lab: &skc::lab::Lab, stopped: &Receiver<()>, seen: &Mutex<Seen>) {
-    while again(stopped, Duration::from_millis(150)) {
-        for node in Node::PAIR {
-            let Ok(status) = lab.cluster(node, CLUSTER) else { continue };
-            let (role, epoch) =
-                (status["role"].as_str().unwrap_or(""), status["epoch"].as_str().unwrap_or(""));
-            if !matches!(role, "PRIM" | "ALONE") || status["ready"] != "Ready" {
-                continue;
-            }
-            let mut seen = seen.lock().unwrap();
-            let writer = *seen.writers.entry(epoch.to_owned()).or_insert(node);
-            if writer != node {
-                seen.wrong.push(format!("epoch {epoch}: {writer} and {node}"));
-            }
-        }
-    }
-}
-
-/// Does the kernel of `node` own the address? Read from its own routing table, by its PID 1.
-pub fn holds_vip(lab: &skc::lab::Lab, node: Node) -> bool {
-    let Ok(boot) = lab.booted(node) else { return false };
-    let table = fs::read_to_string(format!("/proc/{}/net/fib_trie", boot.init)).unwrap_or_default();
-    let lines: Vec<&str> = table.lines().map(str::trim).collect();
-    lines.windows(2).any(|pair| pair[0] == format!("|-- {VIP}") && pair[1].contains("host LOCAL"))
-}
-
-fn watch_address(lab: &skc::lab::Lab, stopped: &Receiver<()>, seen: &Mutex<Seen>) {
-    let mut since: Option<Instant> = None;
-    while again(stopped, Duration::from_millis(20)) {
-        let both = Node::PAIR.into_iter().all(|node| holds_vip(lab, node));
-        match (both, since) {
-            (true, None) => since = Some(Instant::now()),
-            (true, Some(begin)) => {
-                let mut seen = seen.lock().unwrap();
-                seen.overlap = begin.elapsed();
-                seen.longest = seen.longest.max(seen.overlap);
-            }
-            (false, _) => since = None,
-        }
-    }
-}
-
-/// Waits until exactly `node` holds the address.
-#[track_caller]
-pub fn vip_is_at(lab: &Arena, node: Node) {
-    let peer = node.peer().expect("a pair");
-    until("the address is at its place", SETTLE, || holds_vip(lab, node) && !holds_vip(lab, peer));
+/// Code and text of every event that has a code, as the node noted them down.
+pub fn events(lab: &Arena, node: Node) -> Vec<(String, String)> {
+    let path = lab.node_dir(node).join("state/events.jsonl");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let of = |line: &str| {
+        // The last line may be half written.
+        let event: Value = serde_json::from_str(line).ok()?;
+        Some((event["code"].as_str()?.to_owned(), event["text"].as_str().unwrap_or("").to_owned()))
+    };
+    text.lines().filter_map(of).collect()
 }
