@@ -4,7 +4,7 @@ use super::lenient::describe;
 use super::ops::{self, Failed};
 use super::pulse::{CLOSED, Pulse};
 use super::quarantine::Quarantine;
-use super::table::Table;
+use super::table::{Sync, Table};
 use super::{Shared, lock};
 use crate::base::{Epoch, Volume};
 use crate::ports::Errno;
@@ -223,13 +223,14 @@ impl Apply {
     fn sync(&mut self, v: usize, op: &FsOp) {
         let seq = self.seq;
         let data_only = matches!(op, FsOp::Fsync { data_only: true, .. });
-        let fd = ops::inode_of(op).map(|id| self.tables[v].for_sync(id));
+        let sync = ops::inode_of(op).map(|id| self.tables[v].for_sync(id));
         let (shared, writer, epoch) = (Arc::clone(&self.shared), Arc::clone(&self.writer), self.epoch);
         let id = shared.syncs.begin();
         self.shared.pool.run(Box::new(move || {
-            let result = match fd {
-                Some(Ok(fd)) if data_only => file::data_sync(fd.as_fd()),
-                Some(Ok(fd)) => file::sync(fd.as_fd()),
+            let result = match sync {
+                Some(Ok(Sync::Object(fd))) if data_only => file::data_sync(fd.as_fd()),
+                Some(Ok(Sync::Object(fd))) => file::sync(fd.as_fd()),
+                Some(Ok(Sync::Volume(volume))) => volume.run(),
                 // Gone here too, or a FIFO or device node: no data to make durable.
                 Some(Err(Errno(libc::ESTALE | libc::EINVAL))) | None => Ok(()),
                 Some(Err(errno)) => Err(errno),
@@ -271,7 +272,10 @@ impl Apply {
         self.lenient = false;
         self.shared.syncs.restart();
         // Compared with the disk, and the driver has synced before it released us.
-        self.tables.iter().for_each(|t| t.tree.trust_cache());
+        for table in &mut self.tables {
+            table.tree.trust_cache();
+            table.settled();
+        }
         self.quarantines.clear();
         for (v, id) in std::mem::take(&mut self.forgotten) {
             self.tables[v].unbind(id);
