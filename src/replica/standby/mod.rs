@@ -103,6 +103,8 @@ pub(in crate::replica) struct Shared {
     closing: AtomicBool,
     /// A sync failed: apply nothing more.
     failed: AtomicBool,
+    /// Held while a sync is answered.
+    answers: Mutex<()>,
     released: Mutex<Option<Epoch>>,
     wake: Condvar,
 }
@@ -113,7 +115,11 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     fn set_applied(&self, applied: Option<u64>) {
-        lock(&self.position).applied = applied;
+        let mut position = lock(&self.position);
+        // The failure has said, or is about to say, that nothing is known.
+        if applied.is_none() || !self.failed.load(Ordering::Acquire) {
+            position.applied = applied;
+        }
     }
 
     /// A sync of the pool ended. A failure makes the tree unusable: it is never retried, because a
@@ -133,13 +139,23 @@ impl Shared {
             self.trees.iter().for_each(|tree| tree.distrust_cache());
         }
         let mut out = Vec::new();
-        if frame::encode_into(&mut out, Kind::Reply, 0, epoch, &Reply::SyncAck { seq, errno }, &[]).is_ok() {
-            // A closed connection is reported by the apply thread.
-            let _ = writer.send(&out);
+        let reply = Reply::SyncAck { seq, errno };
+        let encoded = frame::encode_into(&mut out, Kind::Reply, 0, epoch, &reply, &[]).is_ok();
+        {
+            // One after the other: behind the first failure nobody says that something is durable.
+            let _order = lock(&self.answers);
+            if errno != 0 {
+                self.failed.store(true, Ordering::Release);
+            } else if self.failed.load(Ordering::Acquire) {
+                return;
+            }
+            if encoded {
+                // A closed connection is reported by the apply thread.
+                let _ = writer.send(&out);
+            }
         }
         if errno != 0 {
             tracing::error!(%epoch, seq, errno, "sync failed; what is on disk is unknown");
-            self.failed.store(true, Ordering::Release);
             self.set_applied(None);
             (self.events)(Event::SyncFailed { epoch, errno });
             writer.flush(Duration::from_millis(500));
@@ -176,6 +192,7 @@ impl Standby {
             position: Mutex::default(),
             closing: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            answers: Mutex::default(),
             released: Mutex::new(None),
             wake: Condvar::new(),
         });

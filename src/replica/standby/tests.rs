@@ -154,3 +154,30 @@ fn after_a_failed_sync_only_a_compare_makes_a_standby() {
     two.ready();
     assert!(!two.target.is_cache_distrusted());
 }
+
+#[test]
+fn nothing_is_called_durable_after_a_failed_sync() {
+    let two = Two::new(LONG);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let a = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut reader, _keep) = DataConn::plain(a).split("peer").unwrap();
+    let (_reader, writer) = DataConn::plain(listener.accept().unwrap().0).split("own").unwrap();
+    let shared = &two.standby.shared;
+    shared.sync_done(shared.syncs.begin(), &writer, two.epoch, 1, Ok(()));
+    // Another thread of the pool has just failed.
+    shared.failed.store(true, Ordering::Release);
+    shared.sync_done(shared.syncs.begin(), &writer, two.epoch, 2, Ok(()));
+    shared.set_applied(Some(7));
+    assert_eq!(two.standby.applied(), None);
+    shared.sync_done(shared.syncs.begin(), &writer, two.epoch, 3, Err(Errno(libc::EIO)));
+    reader.set_timeout(Some(LONG)).unwrap();
+    let mut buf = FrameBuf::new();
+    let mut answers = Vec::new();
+    while reader.fill(&mut buf).is_ok() {
+        while let Some(frame) = buf.next_frame().unwrap() {
+            let Reply::SyncAck { seq, errno } = frame.message().unwrap() else { panic!("a SyncAck") };
+            answers.push((seq, errno));
+        }
+    }
+    assert_eq!(answers, [(1, 0), (3, libc::EIO)]);
+}
