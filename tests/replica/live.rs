@@ -125,6 +125,33 @@ fn going_alone_answers_what_waits_and_bars_replay() {
 }
 
 #[test]
+fn what_only_this_side_has_is_not_answered_by_a_gate() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.mirror.create("f").map(|u| pair.mirror.wait(u)).unwrap();
+    pair.standby.close(LONG);
+    pair.event("StreamDown", |_, e| matches!(e, Event::StreamDown { .. }).then_some(()));
+    let unique = pair.mirror.write("f", 0, b"here only").unwrap();
+    pair.gate(Gate::Frozen);
+    // A target that has to be compared: until the marker it is not known to hold the write.
+    let mut target = FakeTarget::connect(&mut pair, Plan::Resync { quarantine: false }, |from| from - 1);
+    pair.gate(Gate::Replicated(pair.epoch));
+    let Got::Resync(seq, _) = target.next() else { panic!("a step") };
+    target.reply(&Reply::Ack { applied: seq });
+    let next = pair.mirror.write("f", 0, b"this, too").unwrap();
+    loop {
+        if let Got::Op(seq, FsOp::Write { .. }) = target.next() {
+            target.reply(&Reply::Ack { applied: seq });
+            break;
+        }
+    }
+    until("acknowledged", || pair.mirror.primary.in_flight().1 == 0);
+    assert_eq!((pair.mirror.replies.get(unique), pair.mirror.replies.get(next)), (None, None));
+    pair.gate(Gate::Alone(pair.epoch));
+    assert_eq!((pair.mirror.wait(unique), pair.mirror.wait(next)), (0, 0));
+}
+
+#[test]
 fn shut_answers_eio_and_refuses() {
     let mut pair = Pair::new();
     pair.ready();

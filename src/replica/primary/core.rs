@@ -487,10 +487,13 @@ impl Core {
             Gate::Frozen => {}
             Gate::Replicated(epoch) => {
                 out.ok.append(&mut self.held);
-                // This gate is set only once the target is complete.
-                out.ok.append(&mut self.unproven);
-                if let Some(conn) = self.conn.as_mut().filter(|c| c.epoch == epoch) {
-                    conn.eligible = true;
+                // This gate is set once the target is complete. With a gap it is not, whoever says so:
+                // something is in this tree only.
+                if !self.gap {
+                    out.ok.append(&mut self.unproven);
+                    if let Some(conn) = self.conn.as_mut().filter(|c| c.epoch == epoch) {
+                        conn.eligible = true;
+                    }
                 }
                 self.settle_syncs(out);
             }
