@@ -5,7 +5,7 @@ use crate::support::{FakeTarget, Got, LONG, Pair, until};
 use skc::ports::{Errno, Gate, Replicator};
 use skc::proto::FsOp;
 use skc::proto::stream::{Plan, Reply};
-use skc::replica::Event;
+use skc::replica::{Event, primary};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -289,6 +289,19 @@ fn frames_of_another_epoch_are_refused() {
     let wrong = skc::base::Epoch { g: 8, s: 9 };
     assert!(pair.mirror.primary.connect(a, wrong, Plan::Resync { quarantine: false }).is_err());
     assert!(accepting.join().unwrap().is_err());
+}
+
+#[test]
+fn a_target_that_claims_the_largest_position_is_refused() {
+    let mut pair = Pair::new();
+    pair.gate(Gate::Alone(pair.epoch));
+    for plan in [Plan::Resync { quarantine: false }, Plan::Replay] {
+        let opened = FakeTarget::try_connect(&mut pair, plan, |_| u64::MAX);
+        assert!(matches!(opened, Err(primary::ConnectError::NoReplay { .. })), "{:?}", opened.err());
+        pair.ready();
+        pair.standby.close(LONG);
+        pair.event("StreamDown", |_, e| matches!(e, Event::StreamDown { .. }).then_some(()));
+    }
 }
 
 #[test]

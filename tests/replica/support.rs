@@ -524,6 +524,14 @@ pub enum Got {
 impl FakeTarget {
     /// Opens a stream from `pair`'s primary; `applied` of the hello's first position is claimed.
     pub fn connect(pair: &mut Pair, plan: Plan, applied: impl FnOnce(u64) -> u64 + Send + 'static) -> Self {
+        Self::try_connect(pair, plan, applied).unwrap()
+    }
+
+    pub fn try_connect(
+        pair: &mut Pair,
+        plan: Plan,
+        applied: impl FnOnce(u64) -> u64 + Send + 'static,
+    ) -> Result<Self, primary::ConnectError> {
         pair.epoch.s += 1;
         let epoch = pair.epoch;
         let (a, b) = plain_pair();
@@ -539,8 +547,9 @@ impl FakeTarget {
             target.send(Kind::Welcome, &Welcome::Accepted { applied: applied(from) });
             target
         });
-        pair.mirror.primary.connect(a, epoch, plan).unwrap();
-        target.join().unwrap()
+        let opened = pair.mirror.primary.connect(a, epoch, plan);
+        let target = target.join().unwrap();
+        opened.map(|()| target)
     }
 
     fn send<T: serde::Serialize>(&self, kind: Kind, message: &T) {

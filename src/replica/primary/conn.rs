@@ -110,11 +110,11 @@ impl Inner {
         let mut out = Outcome::default();
         let (number, replay_end) = {
             let mut core = lock(&self.core);
-            let fits = if replay {
-                applied + 1 >= hello.from && applied < core.next
-            } else {
-                applied + 1 == hello.from && core.next == hello.from
-            };
+            // The peer's number may be any.
+            let fits = applied.checked_add(1).is_some_and(|after| match plan {
+                Plan::Replay => after >= hello.from && applied < core.next,
+                Plan::Resync { .. } => after == hello.from && core.next == hello.from,
+            });
             if !fits {
                 return Err(ConnectError::NoReplay { from: Some(hello.from), applied: Some(applied) });
             }

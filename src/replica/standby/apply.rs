@@ -148,7 +148,7 @@ impl Apply {
         if prefix.kind == Kind::Ping {
             return Ok(());
         }
-        if prefix.seq != self.seq + 1 {
+        if self.seq.checked_add(1) != Some(prefix.seq) {
             return Err(protocol(format!("frame {} after {}", prefix.seq, self.seq)));
         }
         // Errors below carry the position of the frame that failed.

@@ -286,7 +286,8 @@ impl Apply {
         let mut want: Vec<(u64, u64)> = Vec::new();
         for (n, (our, their)) in ours.chunks(DIGEST).zip(theirs.chunks(DIGEST)).enumerate() {
             let from = offset + n as u64 * BLOCK;
-            let to = (from + BLOCK).min(end);
+            // The peer's offsets may be any.
+            let to = from.saturating_add(BLOCK).min(end);
             let hole = *their == [0; DIGEST];
             if hole {
                 self.punch(v, id, fd, from, to, &data, size)?;
