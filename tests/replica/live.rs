@@ -429,3 +429,17 @@ fn parked_requests_are_bounded_by_their_bytes() {
     park("again", 1000);
     assert_eq!(ran.recv_timeout(LONG), Ok("again"));
 }
+
+#[test]
+fn a_parked_request_that_panics_takes_no_other_with_it() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.gate(Gate::Frozen);
+    let (tx, ran) = std::sync::mpsc::channel();
+    pair.mirror.primary.park(Box::new(|| panic!("as intended")), 0);
+    pair.mirror.primary.park(Box::new(move || tx.send(()).unwrap()), 0);
+    pair.gate(Gate::Replicated(pair.epoch));
+    assert_eq!(ran.recv_timeout(LONG), Ok(()));
+    // The helper still watches and runs.
+    pair.mirror.create("f").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+}

@@ -1,13 +1,15 @@
 //! Requests put aside: while the gate is frozen, and while the window is full.
 //!
 //! One helper thread runs them again in order once there is a way. It also watches for a stream
-//! whose acknowledgements make no progress.
+//! whose acknowledgements make no progress. A request that panics ends neither: its owner answers it
+//! (the file system with EIO), the helper goes on with the next.
 
 use super::{Config, Inner, lock};
 use crate::ports::{Gate, ParkedRequest};
 use crate::replica::event::{Event, StreamEnd};
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -110,6 +112,12 @@ impl Inner {
     }
 }
 
+fn run_again(request: ParkedRequest) {
+    if catch_unwind(AssertUnwindSafe(request)).is_err() {
+        tracing::error!("a parked request panicked");
+    }
+}
+
 /// Body of the helper thread; ends when the replicator is dropped or closed.
 pub(super) fn run(weak: &Weak<Inner>) {
     HELPER.set(true);
@@ -125,9 +133,7 @@ pub(super) fn run(weak: &Weak<Inner>) {
         if parked.closed {
             let rest = std::mem::take(&mut parked.queue);
             drop(parked);
-            for (request, _) in rest {
-                request();
-            }
+            rest.into_iter().for_each(|(request, _)| run_again(request));
             return;
         }
         match parked.queue.pop_front() {
@@ -136,7 +142,7 @@ pub(super) fn run(weak: &Weak<Inner>) {
                 inner.parked_len.store(parked.queue.len(), Ordering::Release);
                 drop(parked);
                 inner.parked_wake.notify_all();
-                request();
+                run_again(request);
             }
             request => {
                 // While something waits for room look often; acknowledgements also wake us.
