@@ -7,7 +7,7 @@ use crate::base::{ClusterId, Epoch, Volume};
 use crate::proto::{FileId, FsOp};
 use crate::spec::types::Service;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -205,31 +205,21 @@ pub trait ServiceManager: Send + Sync + 'static {
     fn stop<'a>(&'a self, cluster: &'a ClusterId, name: &'a str) -> Answer<'a, ()>;
 }
 
-/// How a directory is.
+/// A virtual address on an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MountPhase {
-    /// Nothing of ours is on it.
-    Unmounted,
-    /// Our live mount is on it.
-    Mounted,
-    /// A mount of ours whose server is gone: every access fails.
-    Dead,
-    /// Somebody else mounted something over it after us, or a live mount of another agent is there.
-    Foreign,
+pub struct VipPlace {
+    /// The address.
+    pub address: IpAddr,
+    /// Its prefix length.
+    pub prefix: u8,
+    /// Index of the interface.
+    pub ifindex: u32,
 }
 
-/// Mounts the mirror over directories. Calls are bounded and idempotent and never touch a mount by path.
-pub trait MountControl: Send + Sync + 'static {
-    /// Every directory of `cluster` that is or was mounted, and those in `wanted`.
-    fn list<'a>(
-        &'a self,
-        cluster: &'a ClusterId,
-        wanted: &'a [PathBuf],
-    ) -> Answer<'a, Vec<(PathBuf, MountPhase)>>;
-    /// Mounts over `path`.
-    fn mount<'a>(&'a self, cluster: &'a ClusterId, volume: Volume, path: &'a Path) -> Answer<'a, ()>;
-    /// Takes our mount, live or dead, away from `path`.
-    fn unmount<'a>(&'a self, cluster: &'a ClusterId, path: &'a Path) -> Answer<'a, ()>;
+/// Removes virtual addresses when this process can no longer: the guard.
+pub trait VipTrustee: Send + Sync + 'static {
+    /// From now on these addresses of `cluster`, and no others of it. To be called **before** one is added.
+    fn entrust<'a>(&'a self, cluster: &'a ClusterId, places: &'a [VipPlace]) -> Answer<'a, ()>;
 }
 
 #[cfg(test)]

@@ -12,8 +12,9 @@ use skc::bus::Bus;
 use skc::controller::Backoff;
 use skc::net::iface::Netlink;
 use skc::net::{DecisionToken, Lease, Mac, Observer, Presence, Vip, VipEvent, VipHandle, VipKeeper, Witness};
+use skc::ports::{Answer, PortError, VipPlace, VipTrustee};
 use skc::reconcile;
-use skc::reconcile::vip::{Desired, VipReconciler};
+use skc::reconcile::vip::{Desired, Standing, VipReconciler, wakes};
 use skc::sys::clock::boottime;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
@@ -260,34 +261,60 @@ fn ping_measures_who_answers_and_gives_up_on_who_does_not() {
     });
 }
 
+/// A guard that notes whether the address was there already when it was told, and can refuse.
+#[derive(Clone, Default)]
+struct Guard {
+    told: Arc<Mutex<Vec<(usize, bool)>>>,
+    refuses: Arc<Mutex<bool>>,
+}
+
+impl VipTrustee for Guard {
+    fn entrust<'a>(&'a self, _: &'a ClusterId, places: &'a [VipPlace]) -> Answer<'a, ()> {
+        Box::pin(async move {
+            if *self.refuses.lock().unwrap() {
+                return Err(PortError { code: "SKC-E7027", message: "no".into() });
+            }
+            let there = held_here(&Netlink::open().unwrap(), VIP).await;
+            self.told.lock().unwrap().push((places.len(), there));
+            Ok(())
+        })
+    }
+}
+
+fn decided(serial: u64) -> Desired {
+    let token = DecisionToken { serial, ..token() };
+    Desired::Held { vips: vec![vip()], lease: Lease::from_timeout(500), token }
+}
+
 #[test]
 fn the_reconciler_holds_releases_and_obeys_the_late_loop_rule() {
     isolated("the_reconciler_holds_releases_and_obeys_the_late_loop_rule", async |_wire: Wire| {
         let shop = ClusterId("shop".into());
         let bus = Bus::new("node-a");
-        let events = bus.clone();
-        let make = |wishes| VipReconciler::new(wishes, bus, Arc::new(|_, _| {}));
-        let plane = reconcile::start(Backoff::default(), make);
+        let standing = Arc::new(Mutex::new(Standing::default()));
+        let stand = standing.clone();
+        let on_standing = Arc::new(move |_: &ClusterId, now: &Standing| *stand.lock().unwrap() = now.clone());
+        let make = |wishes| VipReconciler::new(wishes, Guard::default(), bus.clone(), on_standing);
+        let plane = reconcile::start(&bus, wakes, Backoff::default(), make);
         let netlink = Netlink::open().unwrap();
-        let hold = |serial| Desired::Held {
-            vips: vec![vip()],
-            lease: Lease::from_timeout(500),
-            token: DecisionToken { serial, ..token() },
-        };
         let absent = Desired::Absent { vips: vec![vip()] };
 
-        plane.wishes.reach(&shop, hold(1)).await.unwrap();
+        plane.wishes.reach(&shop, decided(1)).await.unwrap();
         assert!(held_here(&netlink, VIP).await);
         assert_eq!(plane.reconciler.held(&shop).len(), 1);
+        assert_eq!(standing.lock().unwrap().held, [vip()]);
         plane.wishes.reach(&shop, absent.clone()).await.unwrap();
         assert!(!held_here(&netlink, VIP).await);
+        assert_eq!(*standing.lock().unwrap(), Standing::default());
 
-        plane.wishes.reach(&shop, hold(2)).await.unwrap();
+        plane.wishes.reach(&shop, decided(2)).await.unwrap();
         stall(Duration::from_millis(1700));
-        eventually("lost", SECOND, async || plane.reconciler.held(&shop).is_empty()).await;
-        plane.wishes.reach(&shop, hold(2)).await.unwrap();
+        // The keeper's fact on the bus makes the reconciler look: nobody asks it to.
+        let lost = async || standing.lock().unwrap().lost.is_some_and(|token| token.serial == 2);
+        eventually("lost", SECOND, lost).await;
+        plane.wishes.reach(&shop, decided(2)).await.unwrap();
         assert!(!held_here(&netlink, VIP).await, "came back without a new decision");
-        plane.wishes.reach(&shop, hold(3)).await.unwrap();
+        plane.wishes.reach(&shop, decided(3)).await.unwrap();
         assert!(held_here(&netlink, VIP).await);
         plane.wishes.reach(&shop, absent.clone()).await.unwrap();
 
@@ -297,13 +324,51 @@ fn the_reconciler_holds_releases_and_obeys_the_late_loop_rule() {
         plane.wishes.reach(&shop, absent).await.unwrap();
         assert!(!held_here(&netlink, VIP).await);
 
-        let kinds: Vec<_> = events.history(100).iter().map(|e| e.text.clone()).collect();
+        let kinds: Vec<_> = bus.history(100).iter().map(|e| e.text.clone()).collect();
         let held = format!("virtual IP {VIP}/24 held on v0");
         let released = format!("virtual IP {VIP}/24 released");
         assert_eq!(kinds.len(), 6, "{kinds:?}");
         assert_eq!((&kinds[0], &kinds[1], &kinds[2]), (&held, &released, &held));
         assert!(kinds[3].contains("lost: renewed"), "{}", kinds[3]);
         assert_eq!((&kinds[4], &kinds[5]), (&held, &released));
+    });
+}
+
+#[test]
+fn the_guard_knows_an_address_before_it_is_added_and_until_it_is_gone() {
+    isolated("the_guard_knows_an_address_before_it_is_added_and_until_it_is_gone", async |_wire: Wire| {
+        let shop = ClusterId("shop".into());
+        let (bus, guard) = (Bus::new("node-a"), Guard::default());
+        let make = |wishes| VipReconciler::new(wishes, guard.clone(), bus.clone(), Arc::new(|_, _| {}));
+        let plane = reconcile::start(&bus, wakes, Backoff::default(), make);
+        let netlink = Netlink::open().unwrap();
+
+        *guard.refuses.lock().unwrap() = true;
+        assert!(plane.wishes.reach(&shop, decided(1)).await.is_err());
+        assert!(!held_here(&netlink, VIP).await, "added behind the guard's back");
+        *guard.refuses.lock().unwrap() = false;
+        plane.wishes.reach(&shop, decided(1)).await.unwrap();
+        plane.wishes.reach(&shop, Desired::Absent { vips: vec![vip()] }).await.unwrap();
+        assert_eq!(*guard.told.lock().unwrap(), [(1, false), (0, false)]);
+    });
+}
+
+#[test]
+fn a_drop_interrupts_a_hold_that_is_under_way() {
+    isolated("a_drop_interrupts_a_hold_that_is_under_way", async |_wire: Wire| {
+        let shop = ClusterId("shop".into());
+        let (bus, guard) = (Bus::new("node-a"), Guard::default());
+        let make = |wishes| VipReconciler::new(wishes, guard.clone(), bus.clone(), Arc::new(|_, _| {}));
+        let plane = reconcile::start(&bus, wakes, Backoff::default(), make);
+        let netlink = Netlink::open().unwrap();
+        for (serial, pause) in (1..).zip([0, 2, 20, 60, 99, 100, 101, 103, 110]) {
+            plane.wishes.set(&shop, decided(serial));
+            tokio::time::sleep(Duration::from_millis(pause)).await; // pace: somewhere within the hold
+            let start = Instant::now();
+            plane.wishes.reach(&shop, Desired::Absent { vips: vec![vip()] }).await.unwrap();
+            assert!(!held_here(&netlink, VIP).await, "left behind after {pause} ms");
+            assert!(start.elapsed() < SECOND, "{:?} after {pause} ms", start.elapsed());
+        }
     });
 }
 

@@ -185,6 +185,13 @@ pub enum Fact {
         /// Why, or the end of its output.
         note: String,
     },
+    /// A service ended by itself; what becomes of it is another fact.
+    ServiceExited {
+        /// Its name.
+        service: String,
+        /// How.
+        how: String,
+    },
     /// A checker changed its mind (after rise or fall).
     CheckerChanged {
         /// Its name.
@@ -267,6 +274,7 @@ impl Fact {
             | Self::VipLost { vip, .. }
             | Self::VipConflict { vip, .. } => Object::new("vip", vip),
             Self::ServiceChanged { service, .. } => Object::new("service", service),
+            Self::ServiceExited { service, .. } => Object::new("service-exit", service),
             Self::CheckerChanged { checker, .. } => Object::new("checker", checker),
             Self::MountChanged { path, .. } => Object::new("mount", path),
             Self::SpecApplied { .. } | Self::SpecRefused { .. } => Object::new("spec", ""),
@@ -338,6 +346,9 @@ impl fmt::Display for Fact {
             Self::VipConflict { vip, mac } => write!(f, "virtual IP {vip} is also used by {mac}"),
             Self::ServiceChanged { service, state, note: n } => {
                 write!(f, "service {service} {state}").and_then(|()| note(f, n))
+            }
+            Self::ServiceExited { service, how } => {
+                write!(f, "service {service} ended by itself").and_then(|()| note(f, how))
             }
             Self::CheckerChanged { checker, up, output } => {
                 write!(f, "checker {checker} is {}", if *up { "up" } else { "down" })

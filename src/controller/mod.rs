@@ -13,6 +13,7 @@
 //! - **Every wait ends**: `observe` and each step have deadlines; passing one is an error of the object.
 //! - **Back-off.** Errors of an object delay its next run by [`Backoff`], doubling up to a cap, without
 //!   jitter (one agent, no herd). A trigger or [`Handle::converge`] runs it at once. Success resets it.
+//!   The same error again is marked as repeated and not logged as a warning again.
 //! - **Cancellation.** Dropping the future of [`run`] drops runs between two polls; steps must be
 //!   idempotent, which is what makes this sound.
 //! - [`Handle::converge`] answers with the outcome of a run that *began after* the call.
@@ -102,7 +103,12 @@ pub enum Report<'a, S, E: std::error::Error + 'static> {
     /// A step is done.
     Done(&'a S),
     /// The run ended with an error.
-    Failed(&'a RunError<E>),
+    Failed {
+        /// Which.
+        error: &'a RunError<E>,
+        /// The run before ended with the same one.
+        repeated: bool,
+    },
 }
 
 /// Why a run failed.

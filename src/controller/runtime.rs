@@ -25,6 +25,8 @@ struct Slot {
     /// Triggered during the run under way.
     again: bool,
     errors: u32,
+    /// What the last run failed with; empty after a success.
+    failure: String,
     /// Want the outcome of the run under way.
     waiting: Vec<oneshot::Sender<Verdict>>,
     /// Want the outcome of the next run.
@@ -129,19 +131,30 @@ fn start_due<R: Reconciler>(
         slot.waiting.append(&mut slot.waiting_next);
         let changed = Arc::new(Notify::new());
         slot.running = Some(changed.clone());
-        runs.push(one(reconciler.clone(), key.clone(), changed).boxed());
+        runs.push(one(reconciler.clone(), key.clone(), changed, slot.failure.clone()).boxed());
     }
 }
 
-async fn one<R: Reconciler>(reconciler: Arc<R>, key: R::Key, changed: Arc<Notify>) -> Ended<R::Key> {
+/// One run; `before` is what the last one failed with.
+async fn one<R: Reconciler>(
+    reconciler: Arc<R>,
+    key: R::Key,
+    changed: Arc<Notify>,
+    before: String,
+) -> Ended<R::Key> {
     let (next, verdict) = match pass(&*reconciler, &key, &changed).await {
         Ok(Outcome::Converged { .. }) => (Next::Settled(reconciler.settled(&key)), Ok(())),
         Ok(Outcome::Unmanaged) => (Next::Settled(Action::AwaitChange), Ok(())),
         Ok(Outcome::Superseded) => (Next::Now, Err("superseded by a newer desire".into())),
         Err(error) => {
             let text = chain(&error);
-            tracing::warn!(object = %key, error = text, "not reconciled; trying again");
-            reconciler.report(&key, Report::Failed(&error));
+            let repeated = text == before;
+            if repeated {
+                tracing::debug!(object = %key, error = text, "still not reconciled");
+            } else {
+                tracing::warn!(object = %key, error = text, "not reconciled; trying again");
+            }
+            reconciler.report(&key, Report::Failed { error: &error, repeated });
             (Next::Backoff, Err(text))
         }
     };
@@ -155,6 +168,7 @@ fn finish<K: Ord>(slots: &mut BTreeMap<K, Slot>, ended: &Ended<K>, backoff: Back
     slot.due = match ended.next {
         Next::Settled(action) => {
             slot.errors = 0;
+            slot.failure.clear();
             match action {
                 Action::Requeue(after) => Some(now + after),
                 Action::AwaitChange => None,
@@ -169,6 +183,7 @@ fn finish<K: Ord>(slots: &mut BTreeMap<K, Slot>, ended: &Ended<K>, backoff: Back
         }
         Next::Backoff => {
             slot.errors = slot.errors.saturating_add(1);
+            slot.failure = ended.verdict.as_ref().err().cloned().unwrap_or_default();
             Some(now + backoff.delay(slot.errors))
         }
     };

@@ -90,9 +90,11 @@ impl Reconciler for Counter {
     }
 
     fn report(&self, _key: &&'static str, report: Report<'_, Move, No>) {
-        if let Report::Failed(error) = report {
+        if let Report::Failed { error, repeated } = report {
             let at = self.start.elapsed();
-            self.world.lock().unwrap().errors.push((at, chain(error)));
+            let mut world = self.world.lock().unwrap();
+            assert_eq!(repeated, world.errors.last().is_some_and(|(_, last)| *last == chain(error)));
+            world.errors.push((at, chain(error)));
         }
     }
 }

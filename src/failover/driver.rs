@@ -22,6 +22,7 @@ enum Message {
     Input(Input),
     Operator(OperatorCommand, oneshot::Sender<OperatorResult>),
     Shutdown(oneshot::Sender<OperatorResult>),
+    Heard(oneshot::Sender<()>),
 }
 
 /// What the rest of the agent holds of a driver.
@@ -62,6 +63,14 @@ impl Handle {
     pub async fn shutdown(&self) -> Option<OperatorResult> {
         let (tx, rx) = oneshot::channel();
         self.inbox.send(Message::Shutdown(tx)).await.ok()?;
+        rx.await.ok()
+    }
+
+    /// Waits until every input given before has been judged and its effects are carried out. `None`: the
+    /// driver has ended.
+    pub async fn heard(&self) -> Option<()> {
+        let (tx, rx) = oneshot::channel();
+        self.inbox.send(Message::Heard(tx)).await.ok()?;
         rx.await.ok()
     }
 
@@ -127,6 +136,9 @@ impl<W: World> Driver<W> {
             Message::Shutdown(reply) => {
                 let ticket = self.ticket(reply);
                 self.step(Input::Shutdown { ticket }).await;
+            }
+            Message::Heard(reply) => {
+                let _ = reply.send(());
             }
         }
     }

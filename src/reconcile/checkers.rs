@@ -1,12 +1,13 @@
 //! Checkers: those run that the role asks for.
 //!
 //! A checker of the primary runs while the services run, so that a start that takes long is no failure;
-//! [`Desired::run`] counts service starts, so that each start gives every checker a clean slate.
+//! [`Desired::run`] counts service starts, so that each start gives every checker a clean slate. One
+//! whose failure made the services wait goes on looking while they do: it is what they wait for.
 
 use super::Wishes;
 use crate::base::ClusterId;
 use crate::bus::{Bus, Fact};
-use crate::controller::{Reconciler, render};
+use crate::controller::Reconciler;
 use crate::engine::Role;
 use crate::engine::health::Health;
 use crate::net::check::{Checker, Standing, all_healthy};
@@ -14,7 +15,7 @@ use crate::spec::checker::Checker as Spec;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// What is desired: see [`wanted`].
@@ -24,6 +25,17 @@ pub struct Desired {
     pub checkers: Vec<Spec>,
     /// Number of the service start they belong to.
     pub run: u64,
+}
+
+/// What decides which ones run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Situation<'a> {
+    /// This node's role.
+    pub role: Role,
+    /// Do all services run?
+    pub services_running: bool,
+    /// Checkers that are down and whose failure means to wait for them.
+    pub waiting: &'a [String],
 }
 
 /// One change.
@@ -52,19 +64,24 @@ impl fmt::Display for Step {
     }
 }
 
-/// The checkers that run in `role`. None in STOP and WAIT: there is nothing to look after, and
-/// [`Role::Prim`] and [`Role::Alone`] wait for the services.
-pub fn wanted(all: &[Spec], role: Role, services_running: bool) -> Vec<Spec> {
-    let primary = match role {
-        Role::Prim | Role::Alone if services_running => true,
-        Role::Second => false,
-        Role::Prim | Role::Alone | Role::Stop | Role::Wait => return Vec::new(),
+/// The checkers that run. None in STOP and WAIT: there is nothing to look after.
+pub fn wanted(all: &[Spec], situation: Situation<'_>) -> Vec<Spec> {
+    let Situation { role, services_running, waiting } = situation;
+    let runs = |checker: &&Spec| match role {
+        Role::Prim | Role::Alone => {
+            checker.on.runs(true) && (services_running || waiting.contains(&checker.name))
+        }
+        Role::Second => checker.on.runs(false),
+        Role::Stop | Role::Wait => false,
     };
-    all.iter().filter(|c| c.on.runs(primary)).cloned().collect()
+    all.iter().filter(runs).cloned().collect()
 }
 
 /// Called when a checker's verdict changed. Must not block.
 pub type OnVerdict = Arc<dyn Fn(&ClusterId, &Spec, &Standing) + Send + Sync>;
+
+/// Called when "none of them is down" changed. Must not block.
+pub type OnHealth = Arc<dyn Fn(&ClusterId, bool) + Send + Sync>;
 
 struct Running {
     spec: Spec,
@@ -72,47 +89,80 @@ struct Running {
     checker: Checker,
 }
 
+#[derive(Default)]
+struct Group {
+    running: Vec<Running>,
+    frozen: bool,
+    /// Told last.
+    unhealthy: bool,
+}
+
 /// The reconciler; owner of the running checkers.
 pub struct CheckerReconciler {
     wishes: Wishes<Desired>,
-    running: Mutex<BTreeMap<ClusterId, Vec<Running>>>,
+    groups: Arc<Groups>,
     bus: Bus,
     on_verdict: OnVerdict,
 }
 
+struct Groups {
+    of: Mutex<BTreeMap<ClusterId, Group>>,
+    on_health: OnHealth,
+}
+
+impl Groups {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ClusterId, Group>> {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells whether none is down, if that changed.
+    fn judge(&self, cluster: &ClusterId) {
+        let unhealthy = {
+            let mut groups = self.lock();
+            let Some(group) = groups.get_mut(cluster) else { return };
+            let unhealthy = !all_healthy(group.running.iter().map(|r| &r.checker));
+            if std::mem::replace(&mut group.unhealthy, unhealthy) == unhealthy {
+                return;
+            }
+            unhealthy
+        };
+        (self.on_health)(cluster, !unhealthy);
+    }
+}
+
+/// No fact wakes it: what it depends on comes as a wish.
+pub fn wakes(_fact: &Fact) -> bool {
+    false
+}
+
 impl CheckerReconciler {
     /// Nothing runs yet.
-    pub fn new(wishes: Wishes<Desired>, bus: Bus, on_verdict: OnVerdict) -> Self {
-        Self { wishes, running: Mutex::default(), bus, on_verdict }
+    pub fn new(wishes: Wishes<Desired>, bus: Bus, on_verdict: OnVerdict, on_health: OnHealth) -> Self {
+        let groups = Arc::new(Groups { of: Mutex::default(), on_health });
+        Self { wishes, groups, bus, on_verdict }
     }
 
     /// While `true`, looks do not count: the mount makes the application wait.
     pub fn freeze(&self, cluster: &ClusterId, frozen: bool) {
-        if let Some(running) = self.running().get(cluster) {
-            for one in running {
-                one.checker.freeze(frozen);
-            }
+        let mut groups = self.groups.lock();
+        let group = groups.entry(cluster.clone()).or_default();
+        group.frozen = frozen;
+        for one in &group.running {
+            one.checker.freeze(frozen);
         }
     }
 
-    /// Is none of them down?
-    pub fn healthy(&self, cluster: &ClusterId) -> bool {
-        self.running().get(cluster).is_none_or(|r| all_healthy(r.iter().map(|r| &r.checker)))
-    }
-
-    /// How each one stands, for status.
-    pub fn standings(&self, cluster: &ClusterId) -> Vec<(String, Standing)> {
-        let running = self.running();
-        let of = running.get(cluster).map(Vec::as_slice).unwrap_or_default();
-        of.iter().map(|r| (r.spec.name.clone(), r.checker.standing())).collect()
-    }
-
-    fn running(&self) -> MutexGuard<'_, BTreeMap<ClusterId, Vec<Running>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How each one stands.
+    pub fn standings(&self, cluster: &ClusterId) -> Vec<(Spec, Standing)> {
+        let groups = self.groups.lock();
+        let of = groups.get(cluster).map(|g| g.running.as_slice()).unwrap_or_default();
+        of.iter().map(|r| (r.spec.clone(), r.checker.standing())).collect()
     }
 
     fn start(&self, key: &ClusterId, spec: &Spec) -> Checker {
         let (bus, on_verdict, cluster) = (self.bus.clone(), self.on_verdict.clone(), key.clone());
+        // Not owned by its own member.
+        let groups: Weak<Groups> = Arc::downgrade(&self.groups);
         let on_change = move |spec: &Spec, standing: &Standing| {
             let fact = Fact::CheckerChanged {
                 checker: spec.name.clone(),
@@ -120,6 +170,10 @@ impl CheckerReconciler {
                 output: standing.output.clone(),
             };
             bus.publish(Some(&cluster.0), fact);
+            // First the sum, then what follows from the failure: the core judges by the sum.
+            if let Some(groups) = groups.upgrade() {
+                groups.judge(&cluster);
+            }
             on_verdict(&cluster, spec, standing);
         };
         Checker::start(spec.clone(), Arc::new(on_change))
@@ -139,8 +193,8 @@ impl Reconciler for CheckerReconciler {
     }
 
     async fn observe(&self, key: &ClusterId, _desired: &Desired) -> Result<Self::Observed, Infallible> {
-        let running = self.running();
-        let of = running.get(key).map(Vec::as_slice).unwrap_or_default();
+        let groups = self.groups.lock();
+        let of = groups.get(key).map(|g| g.running.as_slice()).unwrap_or_default();
         Ok(of.iter().map(|r| (r.spec.clone(), r.run)).collect())
     }
 
@@ -156,16 +210,19 @@ impl Reconciler for CheckerReconciler {
     async fn execute(&self, key: &ClusterId, _desired: &Desired, step: &Step) -> Result<(), Infallible> {
         match step {
             Step::Stop { name } => {
-                if let Some(running) = self.running().get_mut(key) {
-                    running.retain(|r| r.spec.name != *name);
+                if let Some(group) = self.groups.lock().get_mut(key) {
+                    group.running.retain(|r| r.spec.name != *name);
                 }
             }
             Step::Start { checker: spec, run } => {
                 let checker = self.start(key, spec);
-                let running = Running { spec: (**spec).clone(), run: *run, checker };
-                self.running().entry(key.clone()).or_default().push(running);
+                let mut groups = self.groups.lock();
+                let group = groups.entry(key.clone()).or_default();
+                checker.freeze(group.frozen);
+                group.running.push(Running { spec: (**spec).clone(), run: *run, checker });
             }
         }
+        self.groups.judge(key);
         Ok(())
     }
 
@@ -174,34 +231,41 @@ impl Reconciler for CheckerReconciler {
     }
 }
 
-/// The steps for `skc diff`.
-pub fn diff(desired: &Desired, observed: &[(Spec, u64)]) -> String {
-    render(&CheckerReconciler::plan(desired, &observed.to_vec()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controller::render;
 
     fn spec(name: &str, on: &str) -> Spec {
         serde_json::from_value(serde_json::json!({"name": name, "tcp": {"port": 80}, "on": on})).unwrap()
     }
 
-    fn names(role: Role, running: bool) -> Vec<String> {
+    fn names(role: Role, services_running: bool, waiting: &[&str]) -> Vec<String> {
         let all = [spec("p", "primary"), spec("s", "standby"), spec("b", "both")];
-        wanted(&all, role, running).into_iter().map(|c| c.name).collect()
+        let waiting: Vec<String> = waiting.iter().map(ToString::to_string).collect();
+        let situation = Situation { role, services_running, waiting: &waiting };
+        wanted(&all, situation).into_iter().map(|c| c.name).collect()
+    }
+
+    fn diff(desired: &Desired, observed: &[(Spec, u64)]) -> String {
+        render(&CheckerReconciler::plan(desired, &observed.to_vec()))
     }
 
     #[test]
     fn each_role_has_its_checkers_and_the_primary_waits_for_its_services() {
         for serving in [Role::Prim, Role::Alone] {
-            assert_eq!(names(serving, true), ["p", "b"]);
-            assert!(names(serving, false).is_empty());
+            assert_eq!(names(serving, true, &[]), ["p", "b"]);
+            assert!(names(serving, false, &[]).is_empty());
         }
-        assert_eq!(names(Role::Second, false), ["s", "b"]);
+        assert_eq!(names(Role::Second, false, &[]), ["s", "b"]);
         for idle in [Role::Stop, Role::Wait] {
-            assert!(names(idle, true).is_empty());
+            assert!(names(idle, true, &["p"]).is_empty());
         }
+    }
+
+    #[test]
+    fn what_the_services_wait_for_is_looked_at_while_they_wait() {
+        assert_eq!(names(Role::Prim, false, &["p", "s"]), ["p"]);
     }
 
     #[test]

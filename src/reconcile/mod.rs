@@ -1,22 +1,26 @@
 //! What a node does for its clusters, as reconcilers on [`crate::controller`]: virtual IPs, services,
-//! checkers, mounts. One object of each kind a cluster.
+//! checkers. One object of each kind a cluster.
 //!
-//! The desired state comes from the failover driver (by decision) and the spec, through [`Wishes`]; the
-//! plans are pure functions, `skc diff` prints their steps. What a plan refuses to do by itself:
+//! The desired state comes from the failover driver (by decision) and the spec, through [`Wishes`]; facts
+//! on the bus make a reconciler look again ([`start`]); the plans are pure functions. What a plan
+//! refuses to do by itself:
 //!
 //! - bring back a virtual IP that was lost under the same decision ([`vip`]),
 //! - restart a service that failed under the same decision ([`services`]): that is the core's choice.
+//!
+//! Deliberately absent: directories and their mounts (see `daemon::cluster::volumes`: what is observed
+//! of them is evidence for the core, not a state to be brought about).
 
 pub mod checkers;
 pub mod guarded;
-pub mod mounts;
 pub mod services;
 mod text;
 pub mod vip;
 
 use crate::base::ClusterId;
+use crate::bus::{Bus, Fact, Item};
 use crate::controller::{Backoff, Handle, Reconciler, handle, run};
-use futures::stream;
+use futures::stream::{self, Stream, StreamExt};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -54,6 +58,18 @@ impl<D: Clone + PartialEq> Wishes<D> {
         self.handle.converge(cluster.clone()).await
     }
 
+    /// Replaces the wish by what `change` makes of it, if anything, with no other wish in between.
+    /// Returns whether it did.
+    pub fn change(&self, cluster: &ClusterId, change: impl FnOnce(Option<&D>) -> Option<D>) -> bool {
+        {
+            let mut wishes = self.wishes.write().unwrap_or_else(PoisonError::into_inner);
+            let Some(wish) = change(wishes.get(cluster)) else { return false };
+            wishes.insert(cluster.clone(), wish);
+        }
+        self.handle.trigger(cluster.clone());
+        true
+    }
+
     /// Something may have changed by itself: look now.
     pub fn look(&self, cluster: &ClusterId) {
         self.handle.trigger(cluster.clone());
@@ -67,6 +83,10 @@ impl<D: Clone + PartialEq> Wishes<D> {
     /// What is desired now.
     pub fn get(&self, cluster: &ClusterId) -> Option<D> {
         self.wishes.read().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned()
+    }
+
+    fn clusters(&self) -> Vec<ClusterId> {
+        self.wishes.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
     fn put(&self, cluster: &ClusterId, wish: D) -> bool {
@@ -88,17 +108,46 @@ pub struct Running<R: Reconciler> {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// Starts a reconciler that has one object a cluster.
-pub fn start<R>(backoff: Backoff, make: impl FnOnce(Wishes<R::Desired>) -> R) -> Running<R>
+/// Starts a reconciler that has one object a cluster. It looks when a wish changes, and when the bus has
+/// a fact of which `wakes` says that it concerns it.
+pub fn start<R>(
+    bus: &Bus,
+    wakes: fn(&Fact) -> bool,
+    backoff: Backoff,
+    make: impl FnOnce(Wishes<R::Desired>) -> R,
+) -> Running<R>
 where
     R: Reconciler<Key = ClusterId>,
-    R::Desired: Clone,
+    R::Desired: Clone + 'static,
 {
     let (handle, inbox) = handle();
     let wishes = Wishes::new(handle);
+    let triggers = triggers(bus, wakes, wishes.clone());
     let reconciler = Arc::new(make(wishes.clone()));
-    let task = tokio::spawn(run(reconciler.clone(), inbox, stream::pending(), backoff));
+    let task = tokio::spawn(run(reconciler.clone(), inbox, triggers, backoff));
     Running { wishes, reconciler, task }
+}
+
+/// The clusters that facts on the bus concern. Who was too slow to read them all looks at everything.
+fn triggers<D>(
+    bus: &Bus,
+    wakes: fn(&Fact) -> bool,
+    wishes: Wishes<D>,
+) -> impl Stream<Item = ClusterId> + Send + use<D>
+where
+    D: Clone + PartialEq + Send + Sync + 'static,
+{
+    bus.subscribe().flat_map(move |item| {
+        let clusters = match item {
+            Item::Missed(_) => wishes.clusters(),
+            Item::Event(event) if wakes(&event.fact) => {
+                let cluster = event.cluster.clone().map(ClusterId);
+                cluster.filter(|c| wishes.get(c).is_some()).into_iter().collect()
+            }
+            Item::Event(_) => Vec::new(),
+        };
+        stream::iter(clusters)
+    })
 }
 
 impl<R: Reconciler> Drop for Running<R> {

@@ -1,8 +1,12 @@
 //! Services: all up in order, or all down in reverse order.
 //!
 //! A service that failed is started again only under another decision ([`Desired::decision`]) or by a
-//! counted restart of its own: restarting, failing over or giving up is the core's choice. Services
-//! behind a failed one in the order are not started.
+//! counted restart of its own: restarting, failing over or giving up is the core's choice. One that runs
+//! under an older decision is stopped first: between two decisions to start lies one to stop, also if
+//! both came before anything was done. Services behind a failed one in the order are not started; one
+//! that cannot be stopped does not keep the others from it.
+//!
+//! The core is told each state once a decision: it counts failures.
 
 use super::{Wishes, text};
 use crate::base::{ClusterId, codes};
@@ -19,14 +23,14 @@ use std::time::Duration;
 /// On top of a service's own timeouts, for the manager to kill what is left and to answer.
 const GRACE: Duration = Duration::from_secs(10);
 /// How often services that are up are looked at, should a message about a death have been lost.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What is desired.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
     /// Up or down.
     pub up: bool,
-    /// Number of the decision that said so; a new one starts what had failed.
+    /// Number of the decision that said so; a new one starts all of them anew.
     pub decision: u64,
     /// In order of start.
     pub services: Vec<Service>,
@@ -41,6 +45,8 @@ pub struct Observed {
     pub seen: ServiceSeen,
     /// The last attempt to start it, if this process made one.
     pub attempt: Option<Attempt>,
+    /// Stopping it failed under the present decision.
+    pub stuck: bool,
 }
 
 /// What stood when a start was attempted.
@@ -78,53 +84,140 @@ impl fmt::Display for Step {
     }
 }
 
-/// Called when the services, seen as one, changed. Must not block.
+/// Called when the services, seen as one, changed, and once for each decision. Must not block.
 pub type OnState = Arc<dyn Fn(&ClusterId, ServiceState) + Send + Sync>;
+
+type Name = (ClusterId, String);
+
+/// State and note of a service, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Line {
+    /// Starting, running, stopping, stopped, failed.
+    pub state: &'static str,
+    /// Why.
+    pub note: String,
+}
+
+/// What this process remembers of the services.
+#[derive(Default)]
+struct Memory {
+    attempts: BTreeMap<Name, Attempt>,
+    /// Decision under which a stop failed.
+    stuck: BTreeMap<Name, u64>,
+    /// The attempt that failed and why: the manager need not know of it.
+    failures: BTreeMap<Name, (Attempt, String)>,
+    lines: BTreeMap<Name, Line>,
+    told: BTreeMap<ClusterId, (u64, ServiceState)>,
+}
 
 /// The reconciler.
 pub struct ServiceReconciler<M> {
     wishes: Wishes<Desired>,
     manager: M,
-    attempts: Mutex<BTreeMap<(ClusterId, String), Attempt>>,
+    memory: Mutex<Memory>,
     bus: Bus,
     on_state: OnState,
+}
+
+/// The facts after which the services are looked at.
+pub fn wakes(fact: &Fact) -> bool {
+    matches!(fact, Fact::ServiceExited { .. })
 }
 
 impl<M: ServiceManager> ServiceReconciler<M> {
     /// Through this manager.
     pub fn new(wishes: Wishes<Desired>, manager: M, bus: Bus, on_state: OnState) -> Self {
-        Self { wishes, manager, attempts: Mutex::default(), bus, on_state }
+        Self { wishes, manager, memory: Mutex::default(), bus, on_state }
     }
 
-    fn attempts(&self) -> MutexGuard<'_, BTreeMap<(ClusterId, String), Attempt>> {
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is last known of a service.
+    pub fn line(&self, cluster: &ClusterId, service: &str) -> Option<Line> {
+        self.memory().lines.get(&(cluster.clone(), service.to_owned())).cloned()
     }
 
-    fn say(&self, key: &ClusterId, service: &str, state: &str, note: &str) {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self, key: &ClusterId, service: &str, state: &'static str, note: &str) {
+        let line = Line { state, note: note.to_owned() };
+        self.memory().lines.insert((key.clone(), service.to_owned()), line);
+        if state == "failed" {
+            tracing::error!(cluster = %key, service, note, error_code = codes::SVC_START.id, "service failed");
+        }
         let fact = Fact::ServiceChanged { service: service.into(), state: state.into(), note: note.into() };
         self.bus.publish(Some(&key.0), fact);
     }
+
+    fn tell(&self, key: &ClusterId, desired: &Desired, state: ServiceState) {
+        // A newer decision has made it uninteresting, and a failure of the older one must not count.
+        let overtaken = self.wishes.get(key).is_some_and(|wish| wish.decision != desired.decision);
+        let now = (desired.decision, state);
+        if !overtaken && self.memory().told.insert(key.clone(), now) != Some(now) {
+            tracing::debug!(cluster = %key, ?state, decision = desired.decision, "services");
+            (self.on_state)(key, state);
+        }
+    }
+
+    /// Adds the services whose start failed before the manager knew of them.
+    fn add_failures(&self, key: &ClusterId, desired: &Desired, seen: &mut Vec<ServiceSeen>) {
+        let memory = self.memory();
+        for service in &desired.services {
+            let Some((attempt, why)) = memory.failures.get(&(key.clone(), service.name.clone())) else {
+                continue;
+            };
+            if *attempt == wish(desired, &service.name) && !seen.iter().any(|s| s.name == service.name) {
+                let phase = ServicePhase::Failed(why.clone());
+                seen.push(ServiceSeen { name: service.name.clone(), phase, current: true });
+            }
+        }
+    }
+
+    /// Says what changed without us.
+    fn notice(&self, key: &ClusterId, observed: &[Observed]) {
+        for one in observed {
+            let ServicePhase::Failed(why) = &one.seen.phase else { continue };
+            if self.line(key, &one.seen.name).is_none_or(|line| line.state != "failed") {
+                self.say(key, &one.seen.name, "failed", why);
+            }
+        }
+    }
+}
+
+fn wish(desired: &Desired, name: &str) -> Attempt {
+    Attempt { decision: desired.decision, restart: desired.restarts.get(name).copied().unwrap_or(0) }
 }
 
 /// The services as one, for the core.
 pub fn summary(desired: &Desired, observed: &[Observed]) -> ServiceState {
-    let wanted: Vec<_> =
+    if desired.up { summary_up(desired, observed) } else { summary_down(observed) }
+}
+
+fn summary_up(desired: &Desired, observed: &[Observed]) -> ServiceState {
+    let all: Vec<_> =
         desired.services.iter().map(|s| observed.iter().find(|o| o.seen.name == s.name)).collect();
-    let any = |test: fn(&ServicePhase) -> bool| observed.iter().any(|o| test(&o.seen.phase));
-    if any(|p| matches!(p, ServicePhase::Failed(_))) {
+    let found = || all.iter().flatten();
+    // A failure of an older decision is about to be started anew.
+    if found().any(|o| o.seen.current && failed_in(o, wish(desired, &o.seen.name))) {
         ServiceState::Failed
-    } else if any(|p| *p == ServicePhase::Stopping) {
-        ServiceState::Stopping
-    } else if !any(|p| *p != ServicePhase::Stopped) && (!desired.up || !wanted.is_empty()) {
-        ServiceState::Stopped
-    } else if desired.up
-        && wanted.iter().all(|o| o.is_some_and(|o| o.seen.phase == ServicePhase::Running && o.seen.current))
-    {
+    } else if all.iter().all(|o| o.is_some_and(|o| o.seen.phase == ServicePhase::Running && o.seen.current)) {
         ServiceState::Running
-    } else if desired.up {
-        ServiceState::Starting
-    } else {
+    } else if found().any(|o| o.seen.phase == ServicePhase::Stopping) {
         ServiceState::Stopping
+    } else {
+        ServiceState::Starting
+    }
+}
+
+fn summary_down(observed: &[Observed]) -> ServiceState {
+    let left = || observed.iter().filter(|o| o.seen.phase != ServicePhase::Stopped);
+    if left().any(|o| !o.stuck) {
+        ServiceState::Stopping
+    } else if left().next().is_some() {
+        // All that is left was asked to stop and did not.
+        ServiceState::Failed
+    } else {
+        ServiceState::Stopped
     }
 }
 
@@ -140,32 +233,33 @@ impl<M: ServiceManager> Reconciler for ServiceReconciler<M> {
     }
 
     async fn observe(&self, key: &ClusterId, desired: &Desired) -> Result<Vec<Observed>, PortError> {
-        let seen = self.manager.list(key, &desired.services).await?;
+        let mut seen = self.manager.list(key, &desired.services).await?;
+        self.add_failures(key, desired, &mut seen);
         let observed: Vec<_> = {
-            let attempts = self.attempts();
-            let attempt = |name: &str| attempts.get(&(key.clone(), name.to_owned())).copied();
-            seen.into_iter().map(|seen| Observed { attempt: attempt(&seen.name), seen }).collect()
+            let memory = self.memory();
+            let one = |seen: ServiceSeen| {
+                let name = (key.clone(), seen.name.clone());
+                let stuck = memory.stuck.get(&name) == Some(&desired.decision);
+                Observed { attempt: memory.attempts.get(&name).copied(), stuck, seen }
+            };
+            seen.into_iter().map(one).collect()
         };
-        (self.on_state)(key, summary(desired, &observed));
+        self.notice(key, &observed);
+        self.tell(key, desired, summary(desired, &observed));
         Ok(observed)
     }
 
     fn plan(desired: &Desired, observed: &Vec<Observed>) -> Vec<Step> {
         let place = |name: &str| desired.services.iter().position(|s| s.name == name);
-        let wish = |name: &str| Attempt {
-            decision: desired.decision,
-            restart: desired.restarts.get(name).copied().unwrap_or(0),
-        };
-        // Down: strangers to the spec first, then in reverse order.
-        let mut down: Vec<_> =
-            observed.iter().filter(|o| must_stop(desired, o, wish(&o.seen.name).restart)).collect();
-        down.sort_by_key(|o| std::cmp::Reverse(place(&o.seen.name).unwrap_or(usize::MAX)));
+        // Down: strangers to the spec first, then in reverse order; last what refused before.
+        let mut down: Vec<_> = observed.iter().filter(|o| must_stop(desired, o)).collect();
+        down.sort_by_key(|o| (o.stuck, std::cmp::Reverse(place(&o.seen.name).unwrap_or(usize::MAX))));
         let mut steps: Vec<Step> = down.iter().map(|o| Step::Stop { name: o.seen.name.clone() }).collect();
         if !desired.up {
             return steps;
         }
         for service in &desired.services {
-            let attempt = wish(&service.name);
+            let attempt = wish(desired, &service.name);
             let found = observed.iter().find(|o| o.seen.name == service.name);
             let stopped_first = down.iter().any(|o| o.seen.name == service.name);
             match found {
@@ -177,22 +271,43 @@ impl<M: ServiceManager> Reconciler for ServiceReconciler<M> {
         steps
     }
 
-    async fn execute(&self, key: &ClusterId, _desired: &Desired, step: &Step) -> Result<(), PortError> {
+    async fn execute(&self, key: &ClusterId, desired: &Desired, step: &Step) -> Result<(), PortError> {
         match step {
             Step::Stop { name } => {
+                let id = (key.clone(), name.clone());
                 self.say(key, name, "stopping", "");
-                (self.on_state)(key, ServiceState::Stopping);
-                self.manager.stop(key, name).await?;
-                self.attempts().remove(&(key.clone(), name.clone()));
+                if self.memory().stuck.get(&id) != Some(&desired.decision) {
+                    self.tell(key, desired, ServiceState::Stopping);
+                }
+                if let Err(error) = self.manager.stop(key, name).await {
+                    self.memory().stuck.insert(id, desired.decision);
+                    self.say(key, name, "failed", &error.message);
+                    return Err(error);
+                }
+                {
+                    let mut memory = self.memory();
+                    memory.attempts.remove(&id);
+                    memory.stuck.remove(&id);
+                    memory.failures.remove(&id);
+                }
                 self.say(key, name, "stopped", "");
+                if !desired.services.iter().any(|s| s.name == *name) {
+                    self.memory().lines.remove(&id);
+                }
             }
             Step::Start { service, attempt } => {
                 self.say(key, &service.name, "starting", "");
-                (self.on_state)(key, ServiceState::Starting);
-                self.attempts().insert((key.clone(), service.name.clone()), *attempt);
+                self.tell(key, desired, ServiceState::Starting);
+                let id = (key.clone(), service.name.clone());
+                {
+                    let mut memory = self.memory();
+                    memory.attempts.insert(id.clone(), *attempt);
+                    memory.failures.remove(&id);
+                }
                 if let Err(error) = self.manager.start(key, service).await {
+                    self.memory().failures.insert(id, (*attempt, error.message.clone()));
                     self.say(key, &service.name, "failed", &error.message);
-                    (self.on_state)(key, ServiceState::Failed);
+                    self.tell(key, desired, ServiceState::Failed);
                     return Err(error);
                 }
                 self.say(key, &service.name, "running", "");
@@ -223,7 +338,7 @@ impl<M: ServiceManager> Reconciler for ServiceReconciler<M> {
     }
 
     fn report(&self, key: &ClusterId, report: Report<'_, Step, PortError>) {
-        if let Report::Failed(error) = report {
+        if let Report::Failed { error, repeated: false } = report {
             let code = match error {
                 RunError::Observe(e) | RunError::Step { source: e, .. } => e.code,
                 _ => codes::SVC_START.id,
@@ -233,16 +348,17 @@ impl<M: ServiceManager> Reconciler for ServiceReconciler<M> {
     }
 }
 
-fn must_stop(desired: &Desired, observed: &Observed, restart: u64) -> bool {
-    let wanted = desired.up && desired.services.iter().any(|s| s.name == observed.seen.name);
+fn must_stop(desired: &Desired, observed: &Observed) -> bool {
+    let name = &observed.seen.name;
+    let wanted = desired.up && desired.services.iter().any(|s| s.name == *name);
     match &observed.seen.phase {
         ServicePhase::Stopped => false,
         // What failed may still have processes; stopping is what makes sure.
         ServicePhase::Failed(_) => !wanted,
         ServicePhase::Stopping => true,
         ServicePhase::Starting | ServicePhase::Running => {
-            let restarted = observed.attempt.is_some_and(|a| a.restart != restart);
-            !wanted || !observed.seen.current || restarted
+            let older = observed.attempt.is_some_and(|attempt| attempt != wish(desired, name));
+            !wanted || !observed.seen.current || older
         }
     }
 }

@@ -23,7 +23,7 @@ fn down() -> Desired {
 
 fn seen(name: &str, phase: ServicePhase, decision: u64) -> Observed {
     let attempt = (decision > 0).then_some(Attempt { decision, restart: 0 });
-    Observed { seen: ServiceSeen { name: name.into(), phase, current: true }, attempt }
+    Observed { seen: ServiceSeen { name: name.into(), phase, current: true }, attempt, stuck: false }
 }
 
 fn all(phase: &ServicePhase) -> Vec<Observed> {
@@ -49,9 +49,30 @@ fn what_failed_waits_for_another_decision_and_so_do_those_behind_it() {
     let failed = ServicePhase::Failed("exit code 1".into());
     let observed = [seen("db", ServicePhase::Running, 1), seen("web", failed, 1)];
     assert_eq!(plan(&up(1), &observed), "");
-    assert_eq!(plan(&up(2), &observed), "+web +cron ");
+    assert_eq!(plan(&up(2), &observed), "-db +db +web +cron ");
     assert_eq!(plan(&down(), &observed), "-web -db ");
     assert_eq!(summary(&up(1), &observed), ServiceState::Failed);
+    assert_eq!(summary(&up(2), &observed), ServiceState::Starting, "a failure counts once");
+}
+
+#[test]
+fn a_stop_and_a_start_that_came_together_restart_all() {
+    assert_eq!(plan(&up(3), &all(&ServicePhase::Running)), "-cron -web -db +db +web +cron ");
+    let adopted: Vec<_> = ["db", "web", "cron"].map(|n| seen(n, ServicePhase::Running, 0)).to_vec();
+    assert_eq!(plan(&up(3), &adopted), "", "what an earlier process started goes on");
+}
+
+#[test]
+fn one_that_does_not_stop_is_tried_last_and_is_a_failure_when_it_is_all_that_is_left() {
+    let mut observed = all(&ServicePhase::Running);
+    observed[2].stuck = true;
+    assert_eq!(plan(&down(), &observed), "-web -db -cron ");
+    assert_eq!(summary(&down(), &observed), ServiceState::Stopping);
+    observed[0].seen.phase = ServicePhase::Stopped;
+    observed[1].seen.phase = ServicePhase::Stopped;
+    assert_eq!(summary(&down(), &observed), ServiceState::Failed);
+    let died = [seen("db", ServicePhase::Failed("exit code 1".into()), 1)];
+    assert_eq!(summary(&down(), &died), ServiceState::Stopping, "something of it may still run");
 }
 
 #[test]
@@ -75,7 +96,7 @@ fn a_service_that_left_the_spec_is_stopped_first() {
 #[test]
 fn the_sum_says_running_only_when_all_are() {
     assert_eq!(summary(&up(1), &all(&ServicePhase::Running)), ServiceState::Running);
-    assert_eq!(summary(&up(1), &all(&ServicePhase::Stopped)), ServiceState::Stopped);
+    assert_eq!(summary(&up(1), &all(&ServicePhase::Stopped)), ServiceState::Starting);
     let half = [seen("db", ServicePhase::Running, 1)];
     assert_eq!(summary(&up(1), &half), ServiceState::Starting);
     assert_eq!(summary(&down(), &half), ServiceState::Stopping);
@@ -84,7 +105,8 @@ fn the_sum_says_running_only_when_all_are() {
     assert_eq!(summary(&none, &[]), ServiceState::Running);
 }
 
-/// A manager in memory; a service whose program is `/bin/fail` does not start, `/bin/slow` takes a minute.
+/// A manager in memory; a service whose program is `/bin/fail` does not start, `/bin/refused` is not even
+/// taken, `/bin/slow` takes 20 s.
 #[derive(Default, Clone)]
 struct Fake(Arc<Mutex<Memory>>);
 
@@ -112,6 +134,10 @@ impl ServiceManager for Fake {
             let name = service.name.clone();
             let set = |phase| self.0.lock().unwrap().services.insert(name.clone(), (service.clone(), phase));
             self.0.lock().unwrap().calls.push(format!("+{name}"));
+            if argv[0] == "/bin/refused" {
+                self.0.lock().unwrap().services.remove(&name);
+                return Err(PortError { code: "SKC-E6007", message: "no such user".into() });
+            }
             set(ServicePhase::Starting);
             if argv[0] == "/bin/slow" {
                 tokio::time::sleep(Duration::from_secs(20)).await;
@@ -138,6 +164,7 @@ struct Rig {
     wishes: Wishes<Desired>,
     fake: Fake,
     states: Arc<Mutex<Vec<ServiceState>>>,
+    bus: Bus,
     shop: ClusterId,
 }
 
@@ -146,9 +173,14 @@ impl Rig {
         let (fake, states) = (Fake::default(), Arc::new(Mutex::new(Vec::new())));
         let (manager, sink) = (fake.clone(), states.clone());
         let on_state: OnState = Arc::new(move |_, s| sink.lock().unwrap().push(s));
-        let make = |wishes| ServiceReconciler::new(wishes, manager, Bus::new("node-a"), on_state);
-        let running = start(Backoff::default(), make);
-        Self { wishes: running.wishes.clone(), running, fake, states, shop: ClusterId("shop".into()) }
+        let bus = Bus::new("node-a");
+        let make = |wishes| ServiceReconciler::new(wishes, manager, bus.clone(), on_state);
+        let running = start(&bus, wakes, Backoff::default(), make);
+        Self { wishes: running.wishes.clone(), running, fake, states, bus, shop: ClusterId("shop".into()) }
+    }
+
+    fn told(&self) -> Vec<ServiceState> {
+        std::mem::take(&mut self.states.lock().unwrap())
     }
 
     fn calls(&self) -> String {
@@ -166,8 +198,11 @@ async fn services_go_up_and_down_through_the_manager_and_a_second_run_does_nothi
     assert_eq!(rig.calls(), "");
     rig.wishes.reach(&rig.shop, down()).await.unwrap();
     assert_eq!(rig.calls(), "-cron -web -db");
-    assert!(rig.running.reconciler.attempts().is_empty());
-    assert_eq!(rig.states.lock().unwrap().last(), Some(&ServiceState::Stopped));
+    assert!(rig.running.reconciler.memory().attempts.is_empty());
+    use ServiceState::{Running, Starting, Stopped, Stopping};
+    assert_eq!(rig.told(), [Starting, Running, Stopping, Stopped]);
+    rig.wishes.reach(&rig.shop, Desired { decision: 2, ..down() }).await.unwrap();
+    assert_eq!(rig.told(), [Stopped], "each decision is answered");
 }
 
 #[tokio::test(start_paused = true)]
@@ -179,10 +214,40 @@ async fn a_failed_start_is_not_repeated_before_the_next_decision() {
     assert_eq!(error, "+ service web: failed: web did not start");
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(rig.calls(), "+db +web");
-    assert_eq!(rig.states.lock().unwrap().last(), Some(&ServiceState::Failed));
+    assert_eq!(rig.told(), [ServiceState::Starting, ServiceState::Failed], "and counts once");
     let again = Desired { decision: 2, ..desired };
     assert!(rig.wishes.reach(&rig.shop, again).await.is_err());
-    assert_eq!(rig.calls(), "+web");
+    assert_eq!(rig.calls(), "-db +db +web");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_the_manager_never_heard_of_is_a_failure_too() {
+    let rig = Rig::new();
+    let mut desired = up(1);
+    desired.services[0] = service("db", "/bin/refused");
+    assert!(rig.wishes.reach(&rig.shop, desired.clone()).await.is_err());
+    tokio::time::sleep(Duration::from_secs(60)).await; // pace: longer than every back-off
+    assert_eq!(rig.calls(), "+db");
+    assert_eq!(rig.told(), [ServiceState::Starting, ServiceState::Failed]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_death_is_noticed_by_the_fact_and_left_to_the_core() {
+    let rig = Rig::new();
+    rig.wishes.reach(&rig.shop, up(1)).await.unwrap();
+    rig.told();
+    rig.fake.0.lock().unwrap().services.get_mut("web").unwrap().1 = ServicePhase::Failed("killed".into());
+    let exited = Fact::ServiceExited { service: "web".into(), how: "killed".into() };
+    rig.bus.publish(Some("shop"), exited);
+    let begin = tokio::time::Instant::now();
+    while rig.states.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await; // pace
+    }
+    assert!(begin.elapsed() < Duration::from_secs(1), "not by the periodic look");
+    tokio::time::sleep(Duration::from_secs(60)).await; // pace: several periodic looks
+    assert_eq!(rig.told(), [ServiceState::Failed]);
+    assert_eq!(rig.running.reconciler.line(&rig.shop, "web").unwrap().note, "killed");
+    assert_eq!(rig.calls(), "+db +web +cron");
 }
 
 #[tokio::test(start_paused = true)]

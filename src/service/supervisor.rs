@@ -137,9 +137,10 @@ impl Supervisor {
         self.units.get(id).map(Unit::status)
     }
 
-    /// How all services are.
+    /// How all services are. One that went down by itself has failed from that moment on, also while what
+    /// is left of it is being removed: nobody should take that for a stop on request.
     pub(crate) fn list(&self) -> Vec<ServiceStatus> {
-        self.units.values().map(Unit::status).collect()
+        self.units.keys().map(|id| self.failure_status(id)).collect()
     }
 
     /// Takes the exit of a child; false if it belongs to no service.
@@ -297,7 +298,7 @@ impl Supervisor {
         }
     }
 
-    /// The status of a service that just failed: the reason counts, not that it is still being cleaned up.
+    /// The status of a service; if it failed, the reason counts, not that it is still being cleaned up.
     fn failure_status(&self, id: &ServiceId) -> ServiceStatus {
         let mut status = self.units.get(id).map_or_else(
             || ServiceStatus { id: id.clone(), state: State::Stopped, digest: [0; 32], pid: None },
