@@ -24,7 +24,7 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
     let view = &snapshot.view;
     let (spec, revision) = unit.spec.read().unwrap_or_else(PoisonError::into_inner).clone();
     let held = unit.vips.borrow().clone();
-    let items = unit.items.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let directories = unit.directories.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let figures = unit.streams.figures();
     ClusterStatus {
         name: unit.id.0.clone(),
@@ -46,14 +46,14 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
                 note: held.note.clone(),
             })
             .collect(),
-        services: items.services.into_iter().map(item).collect(),
-        checkers: items.checkers.into_iter().map(item).collect(),
-        reasons: reasons(view, &items.directories, figures.failure)
+        services: unit.services.lines(&spec).into_iter().map(item).collect(),
+        checkers: unit.checkers.lines(&spec).into_iter().map(item).collect(),
+        reasons: reasons(view, &directories, figures.failure)
             .chain(removed(node, &unit.id))
             .chain(misfit(node, &spec))
             .chain(link_problems(&node.shared.link.status()))
             .collect(),
-        directories: items.directories.into_iter().map(item).collect(),
+        directories: directories.into_iter().map(item).collect(),
         command: view.command.as_ref().map(|c| command_line(c, &unit.id.0, &names(&spec))),
         resync: figures.resync,
         peer: peer(node, &spec, node.peer_says(&unit.id).role()),

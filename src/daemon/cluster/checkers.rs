@@ -1,108 +1,122 @@
-//! Runs a cluster's checkers while its role asks for them, and hands failures to whom they concern.
+//! The checkers of one cluster: role, services and spec become the wish of their reconciler, verdicts go
+//! to whom they concern.
 //!
 //! `restart`, `failover`, `wait` and `stop` are the core's; `restartService` is carried out by the
 //! services; `event` is only reported. Time during which our own mount froze the application does
 //! not count against it.
 
-use super::{ClusterUnit, ended};
-use crate::bus::Fact;
+use super::services::Services;
+use super::{ClusterUnit, Line, ended};
+use crate::base::ClusterId;
+use crate::bus::Bus;
+use crate::controller::Backoff;
 use crate::engine::health::Health;
 use crate::engine::{self, Input, Role, ServiceState};
-use crate::net::check::{Checker, OnChange, all_healthy};
-use crate::spec::{self, OnFailure};
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
-use tokio::sync::watch;
+use crate::failover::Handle;
+use crate::net::check::Standing;
+use crate::reconcile::checkers::{CheckerReconciler, Desired, Situation, wakes, wanted};
+use crate::reconcile::{self, Running};
+use crate::spec::{self, ClusterSpec, OnFailure};
+use std::sync::Arc;
+use tokio::sync::{Notify, watch};
 
-/// Starts and stops checkers as role, services and spec change.
-pub async fn run(unit: Arc<ClusterUnit>, mut stop: watch::Receiver<bool>) {
-    let mut snapshots = unit.core.watch();
-    let mut running: Vec<(spec::Checker, Checker)> = Vec::new();
-    let mut healthy = true;
-    loop {
-        let wanted = wanted(&unit);
-        running.retain(|(spec, _)| wanted.contains(spec));
-        for spec in wanted {
-            if !running.iter().any(|(known, _)| *known == spec) {
-                let checker = Checker::start(spec.clone(), on_change(unit.clone()));
-                running.push((spec, checker));
+/// The checkers of one cluster.
+pub struct Checkers {
+    cluster: ClusterId,
+    controller: Running<CheckerReconciler>,
+    /// A verdict or the spec changed.
+    news: Arc<Notify>,
+}
+
+impl Checkers {
+    /// None runs yet.
+    pub fn new(cluster: ClusterId, bus: &Bus, core: &Handle, services: Arc<Services>) -> Self {
+        let news = Arc::new(Notify::new());
+        let (to_core, changed) = (core.clone(), news.clone());
+        let on_verdict = Arc::new(move |_: &ClusterId, checker: &spec::Checker, standing: &Standing| {
+            if standing.health != Health::Up {
+                act(checker, &to_core, &services);
             }
+            changed.notify_one();
+        });
+        let to_core = core.clone();
+        let on_health = Arc::new(move |_: &ClusterId, healthy| to_core.input(Input::Checkers { healthy }));
+        let make = |wishes| CheckerReconciler::new(wishes, bus.clone(), on_verdict, on_health);
+        let controller = reconcile::start(bus, wakes, Backoff::default(), make);
+        Self { cluster, controller, news }
+    }
+
+    /// The spec changed.
+    pub fn configure(&self) {
+        self.news.notify_one();
+    }
+
+    /// Each of them, for status.
+    pub fn lines(&self, spec: &ClusterSpec) -> Vec<Line> {
+        let standings = self.controller.reconciler.standings(&self.cluster);
+        let one = |name: &str| match standings.iter().find(|(running, _)| running.name == name) {
+            Some((_, standing)) => {
+                (name.to_owned(), super::facts::word(&standing.health), standing.output.clone())
+            }
+            None => (name.to_owned(), "not running here".to_owned(), String::new()),
+        };
+        spec.spec.checkers.iter().map(|c| one(&c.name)).collect()
+    }
+
+    /// Checkers that are down and whose failure means to wait for them.
+    fn waiting(&self) -> Vec<String> {
+        let standings = self.controller.reconciler.standings(&self.cluster).into_iter();
+        let waits = |(spec, standing): &(spec::Checker, Standing)| {
+            spec.on_failure == OnFailure::Wait && standing.health == Health::Down
+        };
+        standings.filter(waits).map(|(spec, _)| spec.name).collect()
+    }
+}
+
+/// What a failure makes happen.
+fn act(checker: &spec::Checker, core: &Handle, services: &Services) {
+    let action = match checker.on_failure {
+        OnFailure::Restart => engine::OnFailure::Restart,
+        OnFailure::Failover => engine::OnFailure::Failover,
+        OnFailure::Wait => engine::OnFailure::Wait,
+        OnFailure::Stop => engine::OnFailure::Stop,
+        OnFailure::RestartService => {
+            if let Some(service) = &checker.service {
+                services.restart(service);
+            }
+            return;
         }
-        let frozen = !unit.core.snapshot().view.serving;
-        for (_, checker) in &running {
-            checker.freeze(frozen);
+        OnFailure::Event => return,
+    };
+    core.input(Input::CheckerFired(action));
+}
+
+/// Keeps the wish up to date.
+pub async fn follow(unit: Arc<ClusterUnit>, mut stop: watch::Receiver<bool>) {
+    let (mut snapshots, mut services) = (unit.core.watch(), unit.services.watch());
+    let checkers = &unit.checkers;
+    let mut wish = Desired::default();
+    let mut ran = false;
+    loop {
+        let view = snapshots.borrow_and_update().view.clone();
+        let runs = *services.borrow_and_update() == ServiceState::Running;
+        if runs && !std::mem::replace(&mut ran, runs) {
+            wish.run += 1;
         }
-        let now_healthy = all_healthy(running.iter().map(|(_, c)| c));
-        if now_healthy != healthy {
-            healthy = now_healthy;
-            unit.core.input(Input::Checkers { healthy });
-        }
-        show(&unit, &running);
+        ran = runs;
+        let waiting = checkers.waiting();
+        let situation = Situation { role: view.role, services_running: runs, waiting: &waiting };
+        wish.checkers = wanted(&unit.spec().spec.checkers, situation);
+        // A standby's mount is read-only, not frozen.
+        let frozen = matches!(view.role, Role::Prim | Role::Alone) && !view.serving;
+        checkers.controller.reconciler.freeze(&checkers.cluster, frozen);
+        checkers.controller.wishes.set(&checkers.cluster, wish.clone());
         tokio::select! {
             biased; // the end first
             () = ended(&mut stop) => return,
             changed = snapshots.changed() => if changed.is_err() { return },
-            // Standings and services change without a change of the core's view.
-            () = tokio::time::sleep(Duration::from_millis(250)) => {}
+            changed = services.changed() => if changed.is_err() { return },
+            () = checkers.news.notified() => {}
         }
     }
-}
-
-/// Checkers of the primary wait until the services run: a start that takes long is no failure.
-fn wanted(unit: &ClusterUnit) -> Vec<spec::Checker> {
-    let view = unit.core.snapshot().view;
-    let primary = matches!(view.role, Role::Prim | Role::Alone);
-    let standby = view.role == Role::Second;
-    let services = unit.services.state() == ServiceState::Running;
-    let spec = unit.spec();
-    spec.spec
-        .checkers
-        .iter()
-        .filter(|c| (primary && services && c.on.runs(true)) || (standby && c.on.runs(false)))
-        .cloned()
-        .collect()
-}
-
-fn on_change(unit: Arc<ClusterUnit>) -> OnChange {
-    Arc::new(move |checker, standing| {
-        let up = standing.health == Health::Up;
-        unit.shared().bus.publish(
-            Some(&unit.id.0),
-            Fact::CheckerChanged { checker: checker.name.clone(), up, output: standing.output.clone() },
-        );
-        if up {
-            return;
-        }
-        let action = match checker.on_failure {
-            OnFailure::Restart => engine::OnFailure::Restart,
-            OnFailure::Failover => engine::OnFailure::Failover,
-            OnFailure::Wait => engine::OnFailure::Wait,
-            OnFailure::Stop => engine::OnFailure::Stop,
-            OnFailure::RestartService => {
-                if let Some(service) = &checker.service {
-                    unit.services.restart(service);
-                }
-                return;
-            }
-            OnFailure::Event => return,
-        };
-        unit.core.input(Input::CheckerFired(action));
-    })
-}
-
-fn show(unit: &ClusterUnit, running: &[(spec::Checker, Checker)]) {
-    let spec = unit.spec();
-    let lines = spec
-        .spec
-        .checkers
-        .iter()
-        .map(|c| match running.iter().find(|(known, _)| known.name == c.name) {
-            Some((_, checker)) => {
-                let standing = checker.standing();
-                (c.name.clone(), super::facts::word(&standing.health), standing.output)
-            }
-            None => (c.name.clone(), "not running here".to_owned(), String::new()),
-        })
-        .collect();
-    unit.items.lock().unwrap_or_else(PoisonError::into_inner).checkers = lines;
 }

@@ -1,7 +1,9 @@
 //! One cluster on this node: everything around its decision core.
 //!
 //! Owner tasks: the driver (core and effects), the keeper of the directories (looks again until they
-//! are right), the services task, one task a checker. All of them report to the core's queue and to the bus.
+//! are right), a controller each for virtual IPs, services and checkers ([`crate::reconcile`]). All of
+//! them report to the core's queue and to the bus. The controllers belong to the cluster, not to the
+//! node: a service of another cluster that takes an hour to stop holds nothing up here, and they end with it.
 
 mod checkers;
 mod facts;
@@ -11,8 +13,6 @@ mod vips;
 mod volumes;
 mod world;
 
-pub use vips::Held;
-
 use super::beat::Key;
 use crate::base::{ClusterId, Epoch, NodeId};
 use crate::bus::Bus;
@@ -21,10 +21,12 @@ use crate::failover::{Driver, Handle, config};
 use crate::guard::client::Guard;
 use crate::guard::message::{FdKind, MountRef, VipRef};
 use crate::link::{DataConn, LinkHandle};
+use crate::reconcile::vip::Standing;
 use crate::spec::ClusterSpec;
 use crate::store::StateDir;
 use crate::store::fence::FenceSlots;
 use crate::sys::clock::boottime;
+use checkers::Checkers;
 use serde::{Deserialize, Serialize};
 use services::Services;
 use std::collections::BTreeMap;
@@ -85,16 +87,8 @@ pub struct ClusterTombstone {
     pub tombstone: crate::engine::Tombstone,
 }
 
-/// What status shows beside the core's view.
-#[derive(Debug, Clone, Default)]
-pub struct Items {
-    /// Services: name, state, note.
-    pub services: Vec<(String, String, String)>,
-    /// Checkers: name, state, note.
-    pub checkers: Vec<(String, String, String)>,
-    /// Directories: path, state, note.
-    pub directories: Vec<(String, String, String)>,
-}
+/// A service, checker or directory for status: name, state, note.
+pub type Line = (String, String, String);
 
 /// Spec in force and its revision.
 pub type CurrentSpec = Arc<RwLock<(Arc<ClusterSpec>, u64)>>;
@@ -118,11 +112,13 @@ pub struct ClusterUnit {
     /// Data streams.
     pub streams: Arc<Streams>,
     /// The virtual addresses.
-    pub vips: watch::Receiver<Held>,
-    /// Services, checkers, directories.
-    pub items: Arc<Mutex<Items>>,
+    pub vips: watch::Receiver<Standing>,
     /// The services.
-    services: Arc<Services>,
+    pub services: Arc<Services>,
+    /// The checkers.
+    pub checkers: Checkers,
+    /// The directories as last seen.
+    pub directories: Mutex<Vec<Line>>,
     volumes: Arc<Mutex<Volumes>>,
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
@@ -162,7 +158,6 @@ impl ClusterUnit {
         );
         let current: CurrentSpec = Arc::new(RwLock::new((spec.clone(), revision)));
         let streams = Streams::new(id.clone(), &spec, shared.clone());
-        let items = Arc::new(Mutex::new(Items::default()));
         let relook = Arc::new(Notify::new());
         let mut parts = None;
         let (driver, core) = Driver::new(core, boottime, |handle| {
@@ -174,7 +169,6 @@ impl ClusterUnit {
                 handle,
                 streams.clone(),
                 volumes.clone(),
-                items.clone(),
                 relook.clone(),
                 current.clone(),
             );
@@ -187,12 +181,13 @@ impl ClusterUnit {
         let unit = Arc::new(Self {
             key: Key::of(&id),
             me,
+            checkers: Checkers::new(id.clone(), &shared.bus, &core, services.clone()),
             core,
             spec: current,
             streams,
             vips,
-            items,
             services,
+            directories: Mutex::default(),
             volumes,
             shared,
             stop,
@@ -205,7 +200,7 @@ impl ClusterUnit {
         let tasks = vec![
             tokio::spawn(unit.clone().keep_volumes(stopped.clone())),
             tokio::spawn(facts::follow(unit.clone(), stopped.clone())),
-            tokio::spawn(checkers::run(unit.clone(), stopped)),
+            tokio::spawn(checkers::follow(unit.clone(), stopped)),
         ];
         *unit.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
         Ok(unit)
@@ -232,6 +227,7 @@ impl ClusterUnit {
         }
         self.core.input(Input::Configure(Box::new(config::core_config(&spec))));
         self.services.configure(&spec);
+        self.checkers.configure();
     }
 
     /// The guard says that a service ended by itself.
@@ -332,7 +328,7 @@ impl ClusterUnit {
                 (u.path.display().to_string(), word.to_owned(), u.note.clone())
             })
             .collect();
-        self.items.lock().unwrap_or_else(PoisonError::into_inner).directories = directories;
+        *self.directories.lock().unwrap_or_else(PoisonError::into_inner) = directories;
         state
     }
 

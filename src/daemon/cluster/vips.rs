@@ -1,54 +1,91 @@
-//! Carries out AddVips and DropVips of one cluster.
+//! The virtual addresses of one cluster: what the core decides becomes the wish of their reconciler.
 //!
-//! A task holds the addresses while they are wanted; it ends them in order when they are not. A
-//! conflict with a stranger is reported and tried again; addresses lost by a late renewal come back
-//! only while the core still wants them and is serving (its own late-tick rule has run by then).
+//! [`Vips::add`] and [`Vips::drop_all`] are the core's effects; the reconciler ([`crate::reconcile::vip`])
+//! tells the guard, adds, renews and removes, and tries again with back-off. What it finds goes to the
+//! core as `VipHeld` and `VipConflict`.
+//!
+//! **Addresses lost by a late renewal** come back only by a new decision. It is made here, on the core's
+//! word: after it has judged the loss (its own late-loop rule runs in every step), still wants the
+//! addresses, and serves. A drop that comes in between wins: the wish is changed only while it is still
+//! the one that was lost.
+//!
+//! Failure: a drop that does not succeed in time is given up here, not by the reconciler, which goes on
+//! trying; nothing is renewed any more, so the lease ends what is left.
 
-use crate::base::Epoch;
-use crate::bus::{Bus, Fact};
+use super::Shared;
+use crate::base::{ClusterId, Epoch, codes};
+use crate::bus::Bus;
+use crate::controller::{Backoff, chain};
 use crate::engine::Input;
 use crate::failover::Handle;
-use crate::net::{DecisionToken, Error, Lease, Vip, VipEvent, VipHandle, VipKeeper};
+use crate::guard::message::VipRef;
+use crate::net::{DecisionToken, Lease, Vip};
+use crate::ports::{Answer, PortError, VipPlace, VipTrustee};
+use crate::reconcile::vip::{Desired, Standing, VipReconciler, wakes};
+use crate::reconcile::{self, Running, Wishes};
 use crate::spec::ClusterSpec;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-/// Pause between two tries after a conflict or a netlink failure.
-const RETRY: Duration = Duration::from_millis(500);
+/// Between two tries after a conflict or a netlink failure: the outage counts, and a try costs two
+/// packets an address.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_millis(500) };
 /// Longest wait for the addresses to go; afterwards their lease ends them (at most 1 s to `timeout`).
 const DROP_DEADLINE: Duration = Duration::from_secs(4);
 
 static SERIAL: AtomicU64 = AtomicU64::new(1);
 
-/// State of one address for status.
-#[derive(Debug, Clone, Default)]
-pub struct Held {
-    /// Addresses that are here now.
-    pub held: Vec<Vip>,
-    /// With interface index, for the guard.
-    pub places: Vec<(Vip, u32)>,
-    /// What is wrong.
-    pub note: String,
+/// A token that no decision before had.
+fn decision(epoch: Epoch) -> DecisionToken {
+    DecisionToken { epoch, serial: SERIAL.fetch_add(1, Ordering::Relaxed) }
+}
+
+/// The guard, told of all clusters' addresses together.
+pub struct Trustee(pub Arc<Shared>);
+
+impl VipTrustee for Trustee {
+    fn entrust<'a>(&'a self, cluster: &'a ClusterId, places: &'a [VipPlace]) -> Answer<'a, ()> {
+        let one = |p: &VipPlace| VipRef { address: p.address, prefix: p.prefix, ifindex: p.ifindex };
+        let refs: Vec<VipRef> = places.iter().map(one).collect();
+        let (shared, cluster) = (self.0.clone(), cluster.clone());
+        Box::pin(async move {
+            let tell = move || {
+                // Held until the guard has the list, so that two clusters' lists cannot cross.
+                let mut fencing = shared.fencing.lock().unwrap_or_else(PoisonError::into_inner);
+                fencing.vips.insert(cluster, refs);
+                let all = fencing.vips.values().flatten().copied().collect();
+                shared
+                    .guard
+                    .set_vips(all)
+                    .map_err(|error| PortError { code: codes::GUARD_TOMBSTONE.id, message: chain(&error) })
+            };
+            let failed = |error: tokio::task::JoinError| PortError {
+                code: codes::GUARD_TOMBSTONE.id,
+                message: error.to_string(),
+            };
+            tokio::task::spawn_blocking(tell).await.map_err(failed)?
+        })
+    }
 }
 
 /// The addresses of one cluster.
-pub struct Vips {
+pub struct Vips<T: VipTrustee> {
+    cluster: ClusterId,
     /// All of the spec.
     pub all: Vec<Vip>,
     lease: Lease,
-    /// What is held.
-    pub held: watch::Sender<Held>,
-    stop: Option<(mpsc::Sender<()>, tokio::task::JoinHandle<()>)>,
+    standing: watch::Receiver<Standing>,
+    controller: Running<VipReconciler<T>>,
+    decider: tokio::task::JoinHandle<()>,
     core: Handle,
-    bus: Bus,
-    cluster: String,
 }
 
-impl Vips {
+impl<T: VipTrustee> Vips<T> {
     /// Nothing is added yet.
-    pub fn new(spec: &ClusterSpec, core: Handle, bus: Bus) -> Self {
+    pub fn new(spec: &ClusterSpec, core: Handle, bus: &Bus, trustee: T) -> Self {
+        let cluster = ClusterId(spec.metadata.name.clone());
         let all = spec
             .spec
             .virtual_ips
@@ -60,157 +97,100 @@ impl Vips {
             })
             .collect();
         let lease = Lease::from_timeout(spec.spec.heartbeat.timeout.as_millis());
-        let cluster = spec.metadata.name.clone();
-        Self { all, lease, held: watch::channel(Held::default()).0, stop: None, core, bus, cluster }
+        let (stand, standing) = watch::channel(Standing::default());
+        let to_core = core.clone();
+        let on_standing = Arc::new(move |_: &ClusterId, now: &Standing| {
+            let before = stand.borrow().clone();
+            if before.held.is_empty() != now.held.is_empty() {
+                to_core.input(Input::VipHeld(!now.held.is_empty()));
+            }
+            if before.conflict != now.conflict {
+                to_core.input(Input::VipConflict(now.conflict));
+            }
+            // Last: who follows it relies on the core's being told.
+            stand.send_replace(now.clone());
+        });
+        let make = |wishes| VipReconciler::new(wishes, trustee, bus.clone(), on_standing);
+        let controller = reconcile::start(bus, wakes, BACKOFF, make);
+        let decider =
+            decide_again(cluster.clone(), controller.wishes.clone(), core.clone(), standing.clone());
+        let decider = tokio::spawn(decider);
+        Self { cluster, all, lease, standing, controller, decider, core }
     }
 
-    /// Holds all addresses from now on, by the decision of `epoch`.
-    pub fn add(&mut self, epoch: Epoch) {
+    /// Follows how they stand.
+    pub fn watch(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
+    }
+
+    /// Holds all addresses from now on, by the decision of `epoch`. Returns at once.
+    pub fn add(&self, epoch: Epoch) {
         if self.all.is_empty() {
             self.core.input(Input::VipHeld(true));
             return;
         }
-        if self.stop.as_ref().is_some_and(|(_, task)| !task.is_finished()) {
-            return;
-        }
-        let (tx, rx) = mpsc::channel(1);
-        let keeper = Keeper {
-            vips: self.all.clone(),
-            lease: self.lease,
-            epoch,
-            held: self.held.clone(),
-            core: self.core.clone(),
-            bus: self.bus.clone(),
-            cluster: self.cluster.clone(),
-        };
-        self.stop = Some((tx, tokio::spawn(keeper.run(rx))));
+        let lost = self.standing.borrow().lost;
+        let (vips, lease) = (self.all.clone(), self.lease);
+        self.controller.wishes.change(&self.cluster, |wish| match wish {
+            Some(Desired::Held { token, .. }) if lost != Some(*token) => None,
+            _ => Some(Desired::Held { vips, lease, token: decision(epoch) }),
+        });
     }
 
     /// Drops all addresses; complete when they are gone (or their lease has to end them).
-    pub async fn drop_all(&mut self) {
-        if let Some((tx, mut task)) = self.stop.take() {
-            let _ = tx.try_send(());
-            if tokio::time::timeout(DROP_DEADLINE, &mut task).await.is_err() {
-                tracing::error!(
-                    cluster = self.cluster,
-                    "virtual IPs did not go in time; their lease ends them"
-                );
-                task.abort();
-            }
+    pub async fn drop_all(&self) {
+        if self.all.is_empty() {
+            self.core.input(Input::VipHeld(false));
+            return;
         }
-        self.held.send_replace(Held::default());
-        self.core.input(Input::VipHeld(false));
-    }
-}
-
-struct Keeper {
-    vips: Vec<Vip>,
-    lease: Lease,
-    epoch: Epoch,
-    held: watch::Sender<Held>,
-    core: Handle,
-    bus: Bus,
-    cluster: String,
-}
-
-impl Keeper {
-    async fn run(self, mut stop: mpsc::Receiver<()>) {
-        let mut conflict = false;
-        loop {
-            let (lost_tx, mut lost) = mpsc::channel::<()>(8);
-            let token = DecisionToken { epoch: self.epoch, serial: SERIAL.fetch_add(1, Ordering::Relaxed) };
-            let observer = self.observer(lost_tx);
-            let result = tokio::select! {
-                biased; // a revoked decision wins over a half-done start (its lease ends what it added)
-                _ = stop.recv() => { self.remove_leftovers().await; return }
-                result = VipKeeper::start(self.vips.clone(), self.lease, token, observer) => result,
-            };
-            match result {
-                Ok(handle) => {
-                    if conflict {
-                        conflict = false;
-                        self.core.input(Input::VipConflict(false));
-                    }
-                    self.report(&handle);
-                    tokio::select! {
-                        biased; // the order to drop first
-                        _ = stop.recv() => {
-                            if let Err(error) = handle.release().await {
-                                tracing::warn!(%error, "releasing virtual IPs");
-                            }
-                            return;
-                        }
-                        _ = lost.recv() => {
-                            self.held.send_replace(Held { note: "lost".into(), ..Held::default() });
-                            self.core.input(Input::VipHeld(false));
-                            drop(handle);
-                        }
-                    }
-                }
-                Err(error) => {
-                    if matches!(error, Error::Conflict { .. }) && !conflict {
-                        conflict = true;
-                        self.core.input(Input::VipConflict(true));
-                    }
-                    self.trouble(&error);
-                }
-            }
-            tokio::select! {
-                biased; // the order to drop first
-                _ = stop.recv() => return,
-                () = tokio::time::sleep(RETRY) => {}
-            }
-            // A lost lease needs a decision that still stands.
-            let snapshot = self.core.snapshot();
-            if !snapshot.view.wants_vips {
-                return;
-            }
-        }
-    }
-
-    async fn remove_leftovers(&self) {
-        if let Ok(netlink) = crate::net::iface::Netlink::open() {
-            for vip in &self.vips {
-                let _ = netlink.remove_vip(vip.address).await;
-            }
-        }
-    }
-
-    fn report(&self, handle: &VipHandle) {
-        let places = handle.states().into_iter().map(|s| (s.vip, s.ifindex)).collect();
-        self.held.send_replace(Held { held: self.vips.clone(), places, note: String::new() });
-        self.core.input(Input::VipHeld(true));
-    }
-
-    fn trouble(&self, error: &Error) {
-        let note = error.to_string();
-        if self.held.borrow().note == note {
-            return; // said already
-        }
-        tracing::error!(cluster = self.cluster, %error, error_code = error.code(), "virtual IP");
-        let object = "virtual IPs".to_owned();
-        self.bus.publish(
-            Some(&self.cluster),
-            Fact::Error { code: error.code().to_owned(), object, message: note.clone() },
+        let absent = Desired::Absent { vips: self.all.clone() };
+        let gone = self.controller.wishes.reach(&self.cluster, absent);
+        let error = match tokio::time::timeout(DROP_DEADLINE, gone).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error,
+            Err(_) => format!("not done within {} ms", DROP_DEADLINE.as_millis()),
+        };
+        tracing::error!(
+            cluster = %self.cluster, error, error_code = codes::NET_DEADLINE.id,
+            "virtual IPs did not go; they are not renewed, their lease ends them"
         );
-        self.held.send_replace(Held { note, ..Held::default() });
+        self.controller.reconciler.abandon(&self.cluster);
     }
+}
 
-    fn observer(&self, lost: mpsc::Sender<()>) -> Arc<dyn Fn(VipEvent) + Send + Sync> {
-        let (bus, cluster) = (self.bus.clone(), self.cluster.clone());
-        Arc::new(move |event| {
-            let fact = match event {
-                VipEvent::Held { vip, interface } => Fact::VipHeld { vip: vip.to_string(), interface },
-                VipEvent::Lost { vip, reason } => {
-                    let _ = lost.try_send(());
-                    Fact::VipLost { vip: vip.to_string(), reason }
+impl<T: VipTrustee> Drop for Vips<T> {
+    fn drop(&mut self) {
+        self.decider.abort();
+    }
+}
+
+/// Decides anew about addresses that were lost, on the core's word. Ends with the core.
+async fn decide_again(
+    cluster: ClusterId,
+    wishes: Wishes<Desired>,
+    core: Handle,
+    mut standing: watch::Receiver<Standing>,
+) {
+    loop {
+        let Ok(lost) = standing.wait_for(|s| s.lost.is_some()).await.map(|s| s.lost) else { return };
+        // The loss was its input before it was told here.
+        if core.heard().await.is_none() {
+            return;
+        }
+        let mut snapshots = core.watch();
+        let settled = snapshots.wait_for(|s| s.view.serving || !s.view.wants_vips).await;
+        let Ok(again) = settled.map(|s| s.view.wants_vips) else { return };
+        if again {
+            wishes.change(&cluster, |wish| match wish {
+                Some(Desired::Held { vips, lease, token }) if Some(*token) == lost => {
+                    let token = decision(token.epoch);
+                    Some(Desired::Held { vips: vips.clone(), lease: *lease, token })
                 }
-                VipEvent::Released { vip } => Fact::VipReleased { vip: vip.to_string() },
-                VipEvent::Conflict { vip, mac } => {
-                    Fact::VipConflict { vip: vip.to_string(), mac: mac.to_string() }
-                }
-            };
-            bus.publish(Some(&cluster), fact);
-        })
+                _ => None,
+            });
+        }
+        if standing.wait_for(|s| s.lost != lost).await.is_err() {
+            return;
+        }
     }
 }

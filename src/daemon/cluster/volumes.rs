@@ -5,6 +5,12 @@
 //! directory. Outputs: [`TreeState`] for the core, mounts for the application. Failure: a directory
 //! that cannot be used is looked at again by [`Volumes::look`] until it can; nothing is mounted
 //! meanwhile. What runs here blocks (system calls): call it from a blocking thread.
+//!
+//! Not a reconciler, on purpose. What is observed here is evidence, not a state to be brought about: a
+//! directory that is another one than before must reach the core as that, never be put right by a step.
+//! Mounting is the end of the same look, not a wish of its own: it binds the tree to the data path, which
+//! is made once and lives as long. And a mount that somebody took away must not come back by itself:
+//! what was written underneath meanwhile is in no stream, and a new mount over it would hide that.
 
 use crate::base::{ClusterId, Volume};
 use crate::engine::TreeState;

@@ -2,9 +2,9 @@
 
 use super::services::Services;
 use super::streams::Streams;
-use super::vips::{Held, Vips};
+use super::vips::{Trustee, Vips};
 use super::volumes::Volumes;
-use super::{ClusterTombstone, CurrentSpec, DataHello, Items, Shared};
+use super::{ClusterTombstone, CurrentSpec, DataHello, Shared};
 use crate::base::{ClusterId, Epoch, Millis};
 use crate::bus::Fact;
 use crate::engine::{
@@ -12,9 +12,10 @@ use crate::engine::{
     Tombstone, WitnessState,
 };
 use crate::failover::{Handle, World, config};
-use crate::guard::message::{Datagram, VipRef};
+use crate::guard::message::Datagram;
 use crate::net::{Witness, probe_round};
 use crate::proto::envelope::Envelope;
+use crate::reconcile::vip::Standing;
 use crate::replica::sync_trees;
 use crate::spec::ClusterSpec;
 use crate::store::fence::FenceSlots;
@@ -37,13 +38,12 @@ pub struct NodeWorld {
     core: Handle,
     streams: Arc<Streams>,
     volumes: Arc<Mutex<Volumes>>,
-    vips: Vips,
+    vips: Vips<Trustee>,
     /// The services.
     pub services: Arc<Services>,
     peer: Vec<IpAddr>,
     epoch: Epoch,
     probe: Option<tokio::task::JoinHandle<()>>,
-    mirror: tokio::task::JoinHandle<()>,
     relook: Arc<Notify>,
     current: CurrentSpec,
 }
@@ -59,7 +59,6 @@ impl NodeWorld {
         core: Handle,
         streams: Arc<Streams>,
         volumes: Arc<Mutex<Volumes>>,
-        items: Arc<Mutex<Items>>,
         relook: Arc<Notify>,
         current: CurrentSpec,
     ) -> Self {
@@ -71,9 +70,8 @@ impl NodeWorld {
             .filter(|n| n.name != shared.name && names.contains(&n.name))
             .flat_map(|n| n.addresses.iter().copied())
             .collect();
-        let vips = Vips::new(spec, core.clone(), shared.bus.clone());
-        let services = Services::new(id.clone(), shared.clone(), spec, core.clone(), items);
-        let mirror = tokio::spawn(mirror_vips(id.clone(), shared.clone(), vips.held.subscribe()));
+        let vips = Vips::new(spec, core.clone(), &shared.bus, Trustee(shared.clone()));
+        let services = Services::new(id.clone(), shared.clone(), spec, core.clone());
         Self {
             id,
             shared,
@@ -86,15 +84,14 @@ impl NodeWorld {
             peer,
             epoch: Epoch::default(),
             probe: None,
-            mirror,
             relook,
             current,
         }
     }
 
-    /// Follows which addresses are held.
-    pub fn vips_watch(&self) -> watch::Receiver<Held> {
-        self.vips.held.subscribe()
+    /// Follows how the addresses stand.
+    pub fn vips_watch(&self) -> watch::Receiver<Standing> {
+        self.vips.watch()
     }
 
     /// Takes everything down that would outlive the core.
@@ -105,34 +102,8 @@ impl NodeWorld {
         if let Err(error) = self.set_tombstone(None).await {
             tracing::error!(error, "the guard does not take the tombstone");
         }
-        self.mirror.abort();
         if let Some(probe) = self.probe.take() {
             probe.abort();
-        }
-    }
-}
-
-/// Tells the guard which addresses to drop if this process dies.
-async fn mirror_vips(id: ClusterId, shared: Arc<Shared>, mut held: watch::Receiver<Held>) {
-    loop {
-        let refs: Vec<_> = held
-            .borrow_and_update()
-            .places
-            .iter()
-            .map(|(vip, ifindex)| VipRef { address: vip.address, prefix: vip.prefix, ifindex: *ifindex })
-            .collect();
-        let (shared, id) = (shared.clone(), id.clone());
-        let told = tokio::task::spawn_blocking(move || {
-            let mut fencing = shared.fencing.lock().unwrap_or_else(PoisonError::into_inner);
-            fencing.vips.insert(id, refs);
-            let all = fencing.vips.values().flatten().copied().collect();
-            shared.guard.set_vips(all)
-        });
-        if let Ok(Err(error)) = told.await {
-            tracing::error!(%error, "the guard does not take the virtual IPs");
-        }
-        if held.changed().await.is_err() {
-            return;
         }
     }
 }

@@ -65,6 +65,7 @@ pub(super) struct Table {
     ids: HashMap<FileId, Node>,
     by_handle: HashMap<FileHandle, FileId>,
     fds: HashMap<FileId, Open>,
+    /// Fewer than the descriptors allow, in tests.
     fds_max: usize,
     unnamed: HashMap<FileId, (Arc<OwnedFd>, u64)>,
     tick: u64,
