@@ -342,11 +342,13 @@ impl Task {
         if let Some(silent) = late {
             self.lose(&format!("renewed {silent} ms after the last time, the lease is {lease} ms")).await;
         }
-        self.states.send_replace(self.held.iter().map(Held::state).collect());
+        self.publish();
     }
 
-    /// All of them: one decision, one fate.
+    /// All of them: one decision, one fate. The states say it before the events do, so that who looks
+    /// because of an event sees it.
     async fn lose(&mut self, reason: &str) {
+        let mut lost = Vec::new();
         for one in self.held.iter_mut().filter(|h| h.lost.is_none()) {
             one.announcer = None;
             one.lost = Some(reason.to_owned());
@@ -354,8 +356,16 @@ impl Task {
                 tracing::warn!(vip = %one.vip, %error, "cannot remove a lost virtual IP; its lease will end it");
             }
             tracing::error!(vip = %one.vip, token = %self.token, reason, "virtual IP lost");
-            (self.observer)(VipEvent::Lost { vip: one.vip.clone(), reason: reason.to_owned() });
+            lost.push(one.vip.clone());
         }
+        self.publish();
+        for vip in lost {
+            (self.observer)(VipEvent::Lost { vip, reason: reason.to_owned() });
+        }
+    }
+
+    fn publish(&self) {
+        self.states.send_replace(self.held.iter().map(Held::state).collect());
     }
 
     async fn release(&mut self) -> Result<(), Error> {

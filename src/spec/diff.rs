@@ -168,6 +168,11 @@ fn effect(path: &Path) -> Effect {
         ["metadata", "name"]
         | ["apiVersion" | "kind"]
         | ["spec", "mode" | "nodes" | "directories" | "replication" | "virtualIPs", ..] => Effect::NeedsStop,
+        // Each node counts with the other's timers: a standby waits for the lease that the primary
+        // renews, and a primary holds its first lone write until the standby has surely decided. The
+        // first asks for the longer timers on the standby, the second on the primary, and a spec that
+        // reaches one node may reach the other after the failure: only equal timers are safe.
+        ["spec", "heartbeat", ..] => Effect::NeedsStop,
         ["spec", "services", ..] => Effect::RestartsServices,
         _ => Effect::InPlace,
     }

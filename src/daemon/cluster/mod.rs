@@ -216,7 +216,7 @@ impl ClusterUnit {
         &self.shared
     }
 
-    /// A new revision of the spec.
+    /// A new revision of the spec, of which no change needs a stop: timers and leases stay as they are.
     pub fn configure(&self, spec: Arc<ClusterSpec>, revision: u64) {
         {
             let mut current = self.spec.write().unwrap_or_else(PoisonError::into_inner);
@@ -226,6 +226,7 @@ impl ClusterUnit {
             *current = (spec.clone(), revision);
         }
         self.core.input(Input::Configure(Box::new(config::core_config(&spec))));
+        self.streams.configure(&spec);
         self.services.configure(&spec);
         self.checkers.configure();
     }

@@ -15,6 +15,7 @@ use crate::proto::stream;
 use crate::replica::{self, Event, EventSink, Primary, Progress, Standby, StreamEnd, primary, standby};
 use crate::spec::ClusterSpec;
 use crate::tree::Tree;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -61,7 +62,8 @@ struct Sides {
 /// The data path of one cluster.
 pub struct Streams {
     id: ClusterId,
-    config: primary::Config,
+    /// Resync bytes a second; 0 = no limit.
+    bandwidth: AtomicU64,
     shared: Arc<Shared>,
     core: OnceLock<Handle>,
     sides: OnceLock<Sides>,
@@ -90,14 +92,9 @@ pub struct Figures {
 impl Streams {
     /// At rest.
     pub fn new(id: ClusterId, spec: &ClusterSpec, shared: Arc<Shared>) -> Arc<Self> {
-        let mut config = primary::Config::new(id.clone());
-        config.bandwidth = match spec.spec.replication.resync_bandwidth {
-            Rate::Adaptive => None,
-            Rate::PerSecond(size) => Some(size.as_bytes()),
-        };
         Arc::new_cyclic(|me| Self {
             id,
-            config,
+            bandwidth: AtomicU64::new(bandwidth(spec).unwrap_or(0)),
             shared,
             core: OnceLock::new(),
             sides: OnceLock::new(),
@@ -133,18 +130,32 @@ impl Streams {
             return if same { Ok(()) } else { Err("the directories were opened anew".to_owned()) };
         }
         let sink = self.sink();
-        let primary =
-            Primary::new(self.config.clone(), trees.clone(), sink.clone()).map_err(|e| e.to_string())?;
+        let config = primary::Config::new(self.id.clone());
+        let primary = Primary::new(config, trees.clone(), sink.clone()).map_err(|e| e.to_string())?;
         let standby = Standby::new(standby::Config::new(self.id.clone()), trees.clone(), sink)
             .map_err(|e| e.to_string())?;
         let sides = Sides { primary: Arc::new(primary), standby: Arc::new(standby), trees };
         if self.sides.set(sides).is_ok() {
+            self.limit();
             let gate = self.state().gate;
             if let Some(gate) = gate {
                 self.apply_gate(gate);
             }
         }
         Ok(())
+    }
+
+    /// A new spec: what can change while a stream runs.
+    pub fn configure(&self, spec: &ClusterSpec) {
+        self.bandwidth.store(bandwidth(spec).unwrap_or(0), Ordering::Release);
+        self.limit();
+    }
+
+    fn limit(&self) {
+        if let Some(sides) = self.sides.get() {
+            let limit = self.bandwidth.load(Ordering::Acquire);
+            sides.primary.set_bandwidth(Some(limit).filter(|limit| *limit > 0));
+        }
     }
 
     /// Did the disk fail within the last seconds? It counts as healed when it has been quiet and syncs
@@ -470,6 +481,13 @@ impl Streams {
                 }
             }
         }
+    }
+}
+
+fn bandwidth(spec: &ClusterSpec) -> Option<u64> {
+    match spec.spec.replication.resync_bandwidth {
+        Rate::Adaptive => None,
+        Rate::PerSecond(size) => Some(size.as_bytes()),
     }
 }
 

@@ -57,7 +57,7 @@ pub struct Config {
     pub resync_busy: usize,
     /// See [`Config::resync_busy`].
     pub resync_idle: usize,
-    /// Resync bytes (compared or sent) a second; `None` = no limit.
+    /// Resync bytes (compared or sent) a second; `None` = no limit. See [`Primary::set_bandwidth`].
     pub bandwidth: Option<u64>,
     /// A connection that does not answer the hello for this long is given up.
     pub hello_timeout: Duration,
@@ -125,6 +125,8 @@ pub(crate) struct Inner {
     /// Counts disconnects asked for from outside.
     turn: AtomicU64,
     parked_len: AtomicUsize,
+    /// Resync bytes a second; 0 = no limit.
+    bandwidth: AtomicU64,
     pool: SyncPool,
     threads: Mutex<conn::Threads>,
 }
@@ -156,6 +158,7 @@ impl Primary {
             parked_wake: Condvar::new(),
             turn: AtomicU64::new(0),
             parked_len: AtomicUsize::new(0),
+            bandwidth: AtomicU64::new(cfg.bandwidth.unwrap_or(0)),
             pool,
             threads: Mutex::default(),
             cfg,
@@ -265,6 +268,16 @@ impl Primary {
     pub fn in_flight(&self) -> (usize, usize) {
         let w = &self.inner.window;
         (w.bytes.load(Ordering::Relaxed), w.ops.load(Ordering::Relaxed))
+    }
+
+    /// Requests put aside, because the gate is frozen or the window full.
+    pub fn parked(&self) -> usize {
+        self.inner.parked_len.load(Ordering::Acquire)
+    }
+
+    /// Resync bytes (compared or sent) a second from now on, also of a resync under way; `None` = no limit.
+    pub fn set_bandwidth(&self, limit: Option<u64>) {
+        self.inner.bandwidth.store(limit.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Opens the stream: sends the hello, waits for the welcome, replays or starts the resync.
@@ -540,7 +553,7 @@ impl Inner {
     }
 
     pub(crate) fn bandwidth(&self) -> Option<u64> {
-        self.cfg.bandwidth
+        Some(self.bandwidth.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
     }
 
     pub(crate) fn forget_ids(&self, volume: Volume, ids: &[FileId]) {

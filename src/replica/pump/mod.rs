@@ -69,7 +69,27 @@ pub struct Pump {
     started: Instant,
     reported: Instant,
     spent: u64,
+    pace: Pace,
     buf: Vec<u8>,
+}
+
+/// The bandwidth limit as it stands: what was spent before it was set owes nothing to it.
+struct Pace {
+    limit: Option<u64>,
+    since: Instant,
+    spent: u64,
+}
+
+impl Pace {
+    /// How long to wait before more may be spent.
+    fn ahead(&mut self, limit: Option<u64>, spent: u64, now: Instant) -> Duration {
+        if limit != self.limit {
+            *self = Self { limit, since: now, spent };
+        }
+        let Some(limit) = limit else { return Duration::ZERO };
+        let due = Duration::from_secs_f64((spent - self.spent) as f64 / limit.max(1) as f64);
+        due.saturating_sub(now.saturating_duration_since(self.since))
+    }
 }
 
 /// Why the pump ends.
@@ -109,6 +129,7 @@ impl Pump {
             started: now,
             reported: now,
             spent: 0,
+            pace: Pace { limit: None, since: now, spent: 0 },
             buf: Vec::new(),
         }
     }
@@ -305,15 +326,11 @@ impl Pump {
             let acked = self.inbox.read(|s| s.acked);
             self.inbox.wait(Duration::from_millis(5), |s| s.acked != acked);
         }
-        if let Some(limit) = self.inner.bandwidth() {
-            let due = Duration::from_secs_f64(self.spent as f64 / limit.max(1) as f64);
-            let ahead = due.saturating_sub(self.started.elapsed());
-            if !ahead.is_zero() {
-                self.inbox.wait(ahead.min(REPORT), |_| false);
-                return false;
-            }
+        let ahead = self.pace.ahead(self.inner.bandwidth(), self.spent, Instant::now());
+        if !ahead.is_zero() {
+            self.inbox.wait(ahead.min(REPORT), |_| false);
         }
-        true
+        ahead.is_zero()
     }
 
     fn figures(&mut self) {
@@ -344,5 +361,22 @@ impl Pump {
                 std::io::Error::from_raw_os_error(n)
             ))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_limit_counts_from_the_moment_it_is_set() {
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        let mut pace = Pace { limit: None, since: start, spent: 0 };
+        assert_eq!(pace.ahead(None, 1 << 30, at(1)), Duration::ZERO);
+        assert_eq!(pace.ahead(Some(1000), 1 << 30, at(1)), Duration::ZERO, "the past is free");
+        assert_eq!(pace.ahead(Some(1000), (1 << 30) + 5000, at(2)), Duration::from_secs(4));
+        assert_eq!(pace.ahead(Some(1000), (1 << 30) + 5000, at(6)), Duration::ZERO);
+        assert_eq!(pace.ahead(None, (1 << 30) + 9000, at(6)), Duration::ZERO, "lifted at once");
     }
 }
