@@ -179,6 +179,8 @@ pub struct ClusterStatus {
     pub checkers: Vec<ItemStatus>,
     /// Mounts and their state.
     pub directories: Vec<ItemStatus>,
+    /// What resyncs replaced on this node and keep there.
+    pub quarantine: Vec<QuarantineStatus>,
     /// Why it is as it is, worst first.
     pub reasons: Vec<Reason>,
     /// The one command it waits for, if any.
@@ -221,6 +223,24 @@ pub struct ItemStatus {
     /// Why.
     #[serde(default)]
     pub note: String,
+}
+
+/// What one resync replaced in one directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct QuarantineStatus {
+    /// The mirrored directory; the copies are in `.skc/quarantine/<name>` below it.
+    pub directory: String,
+    /// Its folder: when the resync began, in seconds since 1970.
+    pub name: String,
+    /// Whole objects in it.
+    pub objects: u64,
+    /// Bytes that it takes on the disk.
+    pub bytes: u64,
+    /// There is more than was counted.
+    pub more: bool,
+    /// Why it does not hold everything.
+    pub incomplete: Option<String>,
 }
 
 /// A condition with its code.

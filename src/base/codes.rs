@@ -238,6 +238,8 @@ codes! {
     REASON_0506 = "SKC-R0506", "A checker is down";
     REASON_0507 = "SKC-R0507", "Stopped by the operator";
     REASON_0508 = "SKC-R0508", "Nothing is heard of the peer";
+    REASON_0601 = "SKC-R0601", "Quarantine holds what a resync replaced";
+    REASON_0602 = "SKC-R0602", "A quarantine does not hold everything";
     // Events: what happened
     EVENT_0001 = "SKC-V0001", "The cluster was started here";
     EVENT_0002 = "SKC-V0002", "The cluster was stopped here";
@@ -264,6 +266,8 @@ codes! {
     EVENT_0023 = "SKC-V0023", "The fencing record could not be written";
     EVENT_0024 = "SKC-V0024", "Split brain was found";
     EVENT_0025 = "SKC-V0025", "The standby was ejected";
+    EVENT_0101 = "SKC-V0101", "Quarantine keeps what a resync replaced";
+    EVENT_0102 = "SKC-V0102", "Quarantine could not keep everything";
 }
 
 conditions! {

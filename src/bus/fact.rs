@@ -150,6 +150,30 @@ pub enum Fact {
         /// Why.
         reason: String,
     },
+    /// What a resync replaced on its target is kept there.
+    QuarantineKept {
+        /// `SKC-V0101`.
+        code: String,
+        /// On which node.
+        on: String,
+        /// Objects moved.
+        objects: u64,
+        /// Bytes of overwritten blocks.
+        bytes: u64,
+    },
+    /// What a resync replaces on its target is not kept there any more: it is lost.
+    QuarantineIncomplete {
+        /// `SKC-V0102`.
+        code: String,
+        /// On which node.
+        on: String,
+        /// Objects moved before.
+        objects: u64,
+        /// Bytes of overwritten blocks before.
+        bytes: u64,
+        /// Why; empty on the other node.
+        reason: String,
+    },
     /// This node holds the virtual IP.
     VipHeld {
         /// Address with prefix length.
@@ -269,6 +293,9 @@ impl Fact {
             | Self::ResyncProgress { .. }
             | Self::ResyncFinished { .. }
             | Self::ResyncFailed { .. } => Object::new("resync", ""),
+            Self::QuarantineKept { on, .. } | Self::QuarantineIncomplete { on, .. } => {
+                Object::new("quarantine", on)
+            }
             Self::VipHeld { vip, .. }
             | Self::VipReleased { vip }
             | Self::VipLost { vip, .. }
@@ -338,6 +365,15 @@ impl fmt::Display for Fact {
                 write!(f, "resync finished: {sent_bytes} bytes sent in {elapsed_ms} ms")
             }
             Self::ResyncFailed { reason } => write!(f, "resync stopped").and_then(|()| note(f, reason)),
+            Self::QuarantineKept { on, objects, bytes, .. } => write!(
+                f,
+                "quarantine on {on} keeps {objects} objects and {bytes} bytes that the resync replaced there"
+            ),
+            Self::QuarantineIncomplete { on, objects, bytes, reason, .. } => write!(
+                f,
+                "quarantine on {on} is INCOMPLETE: after {objects} objects and {bytes} bytes nothing more was kept, what the resync replaced then is lost"
+            )
+            .and_then(|()| note(f, reason)),
             Self::VipHeld { vip, interface } => write!(f, "virtual IP {vip} held on {interface}"),
             Self::VipReleased { vip } => write!(f, "virtual IP {vip} released"),
             Self::VipLost { vip, reason } => {

@@ -25,6 +25,7 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
     let (spec, revision) = unit.spec.read().unwrap_or_else(PoisonError::into_inner).clone();
     let held = unit.vips.borrow().clone();
     let directories = unit.directories.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let quarantine = unit.quarantine.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let figures = unit.streams.figures();
     ClusterStatus {
         name: unit.id.0.clone(),
@@ -49,10 +50,12 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
         services: unit.services.lines(&spec).into_iter().map(item).collect(),
         checkers: unit.checkers.lines(&spec).into_iter().map(item).collect(),
         reasons: reasons(view, &directories, figures.failure)
+            .chain(super::cluster::quarantine::reasons(&quarantine))
             .chain(removed(node, &unit.id))
             .chain(misfit(node, &spec))
             .chain(link_problems(&node.shared.link.status()))
             .collect(),
+        quarantine,
         directories: directories.into_iter().map(item).collect(),
         command: view.command.as_ref().map(|c| command_line(c, &unit.id.0, &names(&spec))),
         resync: figures.resync,

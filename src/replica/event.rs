@@ -114,6 +114,18 @@ pub enum Event {
         /// Positive errno.
         errno: i32,
     },
+    /// Target: what the resync replaced here and quarantine keeps (I5); at its end, and as soon as nothing
+    /// more can be kept.
+    Kept {
+        /// Which.
+        epoch: Epoch,
+        /// Bytes of overwritten blocks.
+        bytes: u64,
+        /// Objects moved there.
+        objects: u64,
+        /// Why nothing more is kept: what the resync replaces from there on is lost.
+        truncated: Option<String>,
+    },
     /// Primary: a local fsync failed (the application saw the error).
     LocalDiskError {
         /// Positive errno.

@@ -16,6 +16,7 @@
 //! links into a directory that goes to quarantine share their content with it.
 
 pub mod event;
+pub mod kept;
 mod local;
 mod pool;
 pub mod primary;

@@ -2,7 +2,7 @@
 
 use crate::random::{Rng, grow, step};
 use crate::skip::{skipped, this_test};
-use crate::support::{FakeTarget, Got, LONG, Pair};
+use crate::support::{FakeTarget, Got, LONG, Pair, tree_at};
 use skc::ports::Gate;
 use skc::proto::stream::{Entry, Plan, Reply, Resync};
 use std::fs;
@@ -262,6 +262,36 @@ fn removed_and_overwritten_data_is_kept() {
     let saved = fs::read(blocks).unwrap();
     assert!(saved[65_536..131_072] == old[65_536..131_072], "the changed block");
     assert!(saved[250_000..] == old[250_000..], "the cut tail");
+}
+
+#[test]
+fn what_is_kept_is_told_and_what_cannot_be_kept_even_more_so() {
+    for objects in [8, 1] {
+        let mut pair = Pair::with(
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir().unwrap(),
+            |_| {},
+            |c| c.quarantine.objects = objects,
+        );
+        for name in ["one", "two"] {
+            fs::write(pair.b.path().join(name), b"only here").unwrap();
+        }
+        pair.gate(Gate::Alone(pair.epoch));
+        pair.connect(Plan::Resync { quarantine: true });
+        let told = pair.event("Kept", |who, e| match e {
+            skc::replica::Event::Kept { objects, truncated, .. } if who == 'b' => {
+                Some((*objects, truncated.clone()))
+            }
+            _ => None,
+        });
+        let progress = pair.finish_resync();
+        let found = skc::replica::kept::survey(&tree_at(pair.b.path())).unwrap();
+        let whole = objects > 1;
+        assert_eq!((told.0, told.1.is_none()), (2.min(objects), whole), "{told:?}");
+        assert_eq!((progress.kept_objects, !progress.kept_truncated), (2.min(objects), whole));
+        assert_eq!((found.len(), found[0].objects), (1, 2.min(objects)), "{found:?}");
+        assert_eq!(found[0].incomplete, told.1);
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod checkers;
 mod facts;
+pub mod quarantine;
 mod services;
 mod streams;
 mod vips;
@@ -14,6 +15,7 @@ mod volumes;
 mod world;
 
 use super::beat::Key;
+use crate::api::types::QuarantineStatus;
 use crate::base::{ClusterId, Epoch, NodeId};
 use crate::bus::Bus;
 use crate::engine::{Cluster, Durable, HeartbeatBody, Input, LinkId, Role, TreeState};
@@ -119,6 +121,8 @@ pub struct ClusterUnit {
     pub checkers: Checkers,
     /// The directories as last seen.
     pub directories: Mutex<Vec<Line>>,
+    /// What resyncs replaced here and keep, as last surveyed.
+    pub quarantine: Mutex<Vec<QuarantineStatus>>,
     volumes: Arc<Mutex<Volumes>>,
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
@@ -188,6 +192,7 @@ impl ClusterUnit {
             vips,
             services,
             directories: Mutex::default(),
+            quarantine: Mutex::default(),
             volumes,
             shared,
             stop,
@@ -200,6 +205,7 @@ impl ClusterUnit {
         let tasks = vec![
             tokio::spawn(unit.clone().keep_volumes(stopped.clone())),
             tokio::spawn(facts::follow(unit.clone(), stopped.clone())),
+            tokio::spawn(quarantine::follow(unit.clone(), stopped.clone())),
             tokio::spawn(checkers::follow(unit.clone(), stopped)),
         ];
         *unit.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;

@@ -5,10 +5,11 @@
 
 use super::Shared;
 use crate::api::types::ResyncStatus;
-use crate::base::{ClusterId, Epoch, Generation, OpSeq, Rate};
+use crate::base::{ClusterId, Epoch, Generation, OpSeq, Rate, codes};
 use crate::bus::Fact;
 use crate::engine::{self, Gate, Input, Plan, StreamFacts, StreamLoss};
 use crate::failover::Handle;
+use crate::failover::config::names;
 use crate::link::DataConn;
 use crate::ports::{self, Replicator};
 use crate::proto::stream;
@@ -18,6 +19,7 @@ use crate::tree::Tree;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// An admitted operation ends within this, or the disk hangs and the gate change is retried.
 const GATE_DEADLINE: Duration = Duration::from_secs(5);
@@ -69,6 +71,10 @@ pub struct Streams {
     sides: OnceLock<Sides>,
     state: Mutex<State>,
     runtime: OnceLock<tokio::runtime::Handle>,
+    /// The other node's name.
+    peer: String,
+    /// Something new is in quarantine.
+    pub resurvey: Notify,
     /// When the disk failed last.
     sick: Mutex<Option<Instant>>,
     me: Weak<Self>,
@@ -95,6 +101,8 @@ impl Streams {
         Arc::new_cyclic(|me| Self {
             id,
             bandwidth: AtomicU64::new(bandwidth(spec).unwrap_or(0)),
+            peer: names(spec).into_iter().find(|name| *name != shared.name).unwrap_or_default(),
+            resurvey: Notify::new(),
             shared,
             core: OnceLock::new(),
             sides: OnceLock::new(),
@@ -386,6 +394,23 @@ impl Streams {
         self.shared.bus.publish(Some(&self.id.0), fact);
     }
 
+    /// What the target of a resync keeps of its own.
+    fn kept(&self, on: String, bytes: u64, objects: u64, truncated: Option<String>) {
+        let fact = match truncated {
+            Some(reason) => {
+                let code = codes::EVENT_0102.id;
+                tracing::warn!(
+                    cluster = %self.id, on, objects, bytes, reason, error_code = code,
+                    "quarantine is incomplete: what the resync replaced after that is lost"
+                );
+                Fact::QuarantineIncomplete { code: code.to_owned(), on, objects, bytes, reason }
+            }
+            None if objects == 0 && bytes == 0 => return,
+            None => Fact::QuarantineKept { code: codes::EVENT_0101.id.to_owned(), on, objects, bytes },
+        };
+        self.shared.bus.publish(Some(&self.id.0), fact);
+    }
+
     /// A standby whose source closed the stream waits a moment: what the source said before on the
     /// control connection (a hand-over's token) must be heard first, and the two connections have no
     /// common order.
@@ -450,6 +475,9 @@ impl Streams {
                 );
             }
             Event::ResyncDone { epoch, progress } => {
+                // The target says it on its own node; an operator may be looking at this one.
+                let truncated = progress.kept_truncated.then(String::new);
+                self.kept(self.peer.clone(), progress.kept_bytes, progress.kept_objects, truncated);
                 self.state().progress = progress;
                 bus.publish(
                     cluster,
@@ -471,6 +499,11 @@ impl Streams {
                 let why = std::io::Error::from_raw_os_error(errno);
                 self.failed("SKC-E3008", "standby", format!("fsync failed: {why}"));
                 self.input(Input::StreamDown { s: epoch.s, why: StreamLoss::Sync });
+            }
+            Event::Kept { bytes, objects, truncated, .. } => {
+                let on = self.shared.name.clone();
+                self.kept(on, bytes, objects, truncated);
+                self.resurvey.notify_one();
             }
             Event::LocalDiskError { errno } => {
                 let why = std::io::Error::from_raw_os_error(errno);

@@ -74,6 +74,8 @@ pub(super) struct Apply {
     pub out: Vec<u8>,
     pub seq: u64,
     pub acked: u64,
+    /// What was told of the quarantine: bytes, objects, truncated.
+    pub kept: (u64, u64, bool),
 }
 
 impl Apply {
@@ -105,6 +107,7 @@ impl Apply {
     }
 
     fn ended(&mut self, end: End) {
+        self.tell_kept();
         let epoch = self.epoch;
         let closing = self.shared.closing.load(Ordering::Acquire);
         match end {
@@ -318,11 +321,29 @@ impl Apply {
         if self.quarantines.is_empty() || !(now || self.pulse.is_due()) {
             return;
         }
-        let kept_bytes = self.quarantines.iter().map(|q| q.kept_bytes).sum();
-        let kept_objects = self.quarantines.iter().map(|q| q.kept_objects).sum();
-        let truncated = self.quarantines.iter().any(|q| q.truncated);
-        self.pulse.kept = (kept_bytes, kept_objects, truncated);
+        let kept = self.kept_now();
+        if now || kept.2 && !self.kept.2 {
+            self.tell_kept();
+        }
+        self.pulse.kept = kept;
         self.reply(&self.pulse.progress());
+    }
+
+    fn kept_now(&self) -> (u64, u64, bool) {
+        let bytes = self.quarantines.iter().map(|q| q.kept_bytes).sum();
+        let objects = self.quarantines.iter().map(|q| q.kept_objects).sum();
+        (bytes, objects, self.quarantines.iter().any(|q| q.truncated.is_some()))
+    }
+
+    /// Nothing kept and nothing new are no news.
+    fn tell_kept(&mut self) {
+        let kept = self.kept_now();
+        if kept != self.kept {
+            self.kept = kept;
+            let truncated = self.quarantines.iter().find_map(|q| q.truncated.clone());
+            let (epoch, (bytes, objects, _)) = (self.epoch, kept);
+            (self.shared.events)(Event::Kept { epoch, bytes, objects, truncated });
+        }
     }
 
     pub(super) fn quarantine(&mut self, v: usize) -> Option<&mut Quarantine> {

@@ -290,6 +290,7 @@ impl Standby {
             out: Vec::new(),
             seq: applied,
             acked: applied,
+            kept: (0, 0, false),
         };
         let thread = std::thread::Builder::new()
             .name(format!("apply-{}", self.shared.cfg.cluster))

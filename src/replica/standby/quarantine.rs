@@ -3,16 +3,19 @@
 //! `.skc/quarantine/<utc-seconds>/objects/<n>-<name>`: removed objects, moved; `blocks/<n>`: sparse
 //! files with the bytes that were overwritten, at their offsets; `index.jsonl`: one line an item with
 //! the path it had. Each block of a file is kept once: as it was before the resync touched it.
-//! Bounded by size and by free space; past a bound nothing more is kept and `truncated` says so.
-//! Failure to keep (no space, I/O) truncates as well: the resync itself goes on.
+//! Bounded by size and by free space; past a bound nothing more is kept: `truncated`, an event
+//! ([`crate::replica::Event::Kept`]) and the file `incomplete` say so, and why. Failure to keep (no space,
+//! I/O) truncates as well. The resync itself goes on: the source's data is what counts from now on.
 
 use super::blocks::Blocks;
 use super::ops::Failed;
 use super::pulse::Pulse;
+use crate::base::codes;
 use crate::ports::Errno;
 use crate::proto::FileId;
 use crate::proto::stream::{BLOCK, SPAN};
-use crate::replica::local;
+use crate::replica::{kept, local};
+use crate::sys::errno;
 use crate::sys::file::{self, Stat};
 use crate::tree::{HIDDEN_DIR, Tree};
 use std::collections::HashMap;
@@ -48,6 +51,7 @@ struct Saved {
 }
 
 struct Dirs {
+    own: OwnedFd,
     objects: OwnedFd,
     blocks: OwnedFd,
     index: OwnedFd,
@@ -68,7 +72,8 @@ pub(super) struct Quarantine {
     checked_objects: u64,
     pub kept_bytes: u64,
     pub kept_objects: u64,
-    pub truncated: bool,
+    /// Why nothing more is kept.
+    pub truncated: Option<String>,
     buf: Vec<u8>,
 }
 
@@ -94,7 +99,7 @@ impl Quarantine {
             checked_objects: 0,
             kept_bytes: 0,
             kept_objects: 0,
-            truncated: false,
+            truncated: None,
             buf: Vec::new(),
         }
     }
@@ -109,11 +114,12 @@ impl Quarantine {
     fn make_dirs(&self) -> Result<Dirs, Errno> {
         let root = self.tree.backing.base();
         let hidden = open_or_make_dir(root, HIDDEN_DIR)?;
-        let all = open_or_make_dir(hidden.as_fd(), b"quarantine")?;
+        let all = open_or_make_dir(hidden.as_fd(), kept::DIRECTORY)?;
         let own = open_or_make_dir(all.as_fd(), self.name.as_bytes())?;
         let flags = libc::O_RDWR | libc::O_CREAT;
         let index = file::open_at(own.as_fd(), b"index.jsonl", flags, 0o600)?;
         Ok(Dirs {
+            own: own.try_clone().map_err(|e| errno::of(&e))?,
             objects: open_or_make_dir(own.as_fd(), b"objects")?,
             blocks: open_or_make_dir(own.as_fd(), b"blocks")?,
             index_at: file::stat(index.as_fd())?.size,
@@ -122,16 +128,32 @@ impl Quarantine {
     }
 
     fn give_up(&mut self, what: &str, errno: Errno) {
-        if !self.truncated {
-            let error = std::io::Error::from_raw_os_error(errno.0);
-            tracing::warn!(what, %error, "quarantine keeps nothing more");
-            self.truncated = true;
+        if self.truncated.is_some() {
+            return;
         }
+        let error = std::io::Error::from_raw_os_error(errno.0);
+        let why = format!("{what}: {error}");
+        tracing::warn!(
+            name = self.name,
+            why,
+            error_code = codes::EVENT_0102.id,
+            "quarantine keeps nothing more; what this resync replaces from here on is lost"
+        );
+        if let Some(dirs) = &self.dirs {
+            let flags = libc::O_WRONLY | libc::O_CREAT;
+            let written = file::open_at(dirs.own.as_fd(), kept::INCOMPLETE, flags, 0o600)
+                .and_then(|fd| local::write_full(fd.as_fd(), why.as_bytes(), 0));
+            if let Err(errno) = written {
+                // The event has told it; only a status after a restart will not know.
+                tracing::warn!(name = self.name, errno = errno.0, "the quarantine's mark is not written");
+            }
+        }
+        self.truncated = Some(why);
     }
 
     /// May something more be kept? Makes the directories at the first time.
     fn ready(&mut self) -> bool {
-        if self.truncated {
+        if self.truncated.is_some() {
             return false;
         }
         if self.dirs.is_none() {
@@ -156,7 +178,7 @@ impl Quarantine {
                 self.give_up("little space is left", Errno(libc::ENOSPC));
             }
         }
-        !self.truncated
+        self.truncated.is_none()
     }
 
     fn note(&mut self, line: &serde_json::Value) {
