@@ -258,16 +258,27 @@ pub struct Reason {
 pub struct ResyncStatus {
     /// Going on now.
     pub active: bool,
+    /// What this node is in it: source or target; empty if there was none. The target knows only what
+    /// arrived.
+    pub side: String,
     /// Files compared.
     pub files: u64,
+    /// Files to compare, once all are known.
+    pub total_files: Option<u64>,
     /// Bytes compared.
     pub compared_bytes: u64,
-    /// Bytes sent because they differed.
+    /// Bytes to compare, once all are known.
+    pub total_bytes: Option<u64>,
+    /// Bytes sent (or received) because they differed.
     pub bytes: u64,
+    /// Bytes compared (target: received) a second, since it began.
+    pub bytes_per_second: u64,
     /// Seconds since it began, or that the last one took.
     pub seconds: f64,
     /// Seconds left, if known.
     pub eta_s: Option<u64>,
+    /// Milliseconds since these figures were told.
+    pub age_ms: Option<u64>,
 }
 
 /// The link to the other node.
@@ -278,8 +289,14 @@ pub struct PeerStatus {
     pub name: String,
     /// Control connection up.
     pub connected: bool,
-    /// Its role as it last said.
+    /// Its role as it last said in a heartbeat; empty: never heard of this cluster.
     pub role: String,
+    /// Its epoch, as it last said.
+    pub epoch: String,
+    /// Its services are up and its checkers content, as it last said.
+    pub ready: bool,
+    /// Milliseconds since it said so.
+    pub age_ms: Option<u64>,
     /// Every heartbeat path.
     pub paths: Vec<PathStatus>,
 }

@@ -9,7 +9,7 @@ use crate::api::types::{
     ClusterStatus, ItemStatus, PathStatus, PeerStatus, Reason, VipStatus, WouldFailOver,
 };
 use crate::base::{ClusterId, Mono};
-use crate::engine::{Readiness, Role};
+use crate::engine::{LiveRole, Readiness, Role};
 use crate::failover::config::names;
 use crate::link::LinkStatus;
 use crate::spec::ClusterSpec;
@@ -59,7 +59,15 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
         directories: directories.into_iter().map(item).collect(),
         command: view.command.as_ref().map(|c| command_line(c, &unit.id.0, &names(&spec))),
         resync: figures.resync,
-        peer: peer(node, &spec, node.peer_says(&unit.id).role()),
+        peer: match &snapshot.peer {
+            Some((said, at)) => PeerStatus {
+                epoch: said.epoch.to_string(),
+                ready: said.ready,
+                age_ms: Some(boottime() - *at),
+                ..peer(node, &spec, peer_role(said.role))
+            },
+            None => peer(node, &spec, node.peer_says(&unit.id).role()),
+        },
         would_fail_over: WouldFailOver { now: view.failover.yes, why: view.failover.why.clone() },
         parked: figures.parked,
         unacknowledged: figures.unacknowledged,
@@ -188,6 +196,9 @@ fn peer(node: &Node, spec: &ClusterSpec, role: &str) -> PeerStatus {
         name: name.unwrap_or_default().to_owned(),
         connected: link.session.is_some(),
         role: role.to_owned(),
+        epoch: String::new(),
+        ready: false,
+        age_ms: None,
         paths: link
             .paths
             .iter()
@@ -198,6 +209,17 @@ fn peer(node: &Node, spec: &ClusterSpec, role: &str) -> PeerStatus {
                 rtt_us: p.rtt.map(|d| d.as_micros() as u64),
             })
             .collect(),
+    }
+}
+
+/// A live role in the words of status; a frozen primary is a primary that is not ready.
+const fn peer_role(role: LiveRole) -> &'static str {
+    match role {
+        LiveRole::Stop => "STOP",
+        LiveRole::Wait => "WAIT",
+        LiveRole::Alone => "ALONE",
+        LiveRole::Prim | LiveRole::Frozen => "PRIM",
+        LiveRole::Second => "SECOND",
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Snapshot {
     pub view: View,
     /// For the next heartbeats.
     pub heartbeat: HeartbeatBody,
+    /// What the peer's core said last in a heartbeat, and when that arrived.
+    pub peer: Option<(HeartbeatBody, Mono)>,
     /// When it was taken.
     pub at: Mono,
 }
@@ -92,6 +94,7 @@ pub struct Driver<W: World> {
     now: fn() -> Mono,
     inbox: mpsc::Receiver<Message>,
     snapshot: watch::Sender<Snapshot>,
+    peer: Option<(HeartbeatBody, Mono)>,
     tickets: HashMap<u64, oneshot::Sender<OperatorResult>>,
     next_ticket: u64,
 }
@@ -100,11 +103,13 @@ impl<W: World> Driver<W> {
     /// A driver and the handle to it. `world` may hold a clone of the handle for its reports.
     pub fn new(core: Cluster, now: fn() -> Mono, world: impl FnOnce(Handle) -> W) -> (Self, Handle) {
         let (tx, inbox) = mpsc::channel(INBOX);
-        let first = Snapshot { view: core.view(now()), heartbeat: core.heartbeat(now()), at: now() };
+        let first =
+            Snapshot { view: core.view(now()), heartbeat: core.heartbeat(now()), peer: None, at: now() };
         let (snapshot, rx) = watch::channel(first);
         let handle = Handle { inbox: tx, snapshot: rx };
         let world = world(handle.clone());
-        (Self { core, world, now, inbox, snapshot, tickets: HashMap::new(), next_ticket: 1 }, handle)
+        let tickets = HashMap::new();
+        (Self { core, world, now, inbox, snapshot, peer: None, tickets, next_ticket: 1 }, handle)
     }
 
     /// Runs until `stop` fires. The world is given back so that it can be taken down in order.
@@ -128,7 +133,12 @@ impl<W: World> Driver<W> {
 
     async fn accept(&mut self, message: Message) {
         match message {
-            Message::Input(input) => self.step(input).await,
+            Message::Input(input) => {
+                if let Input::Heartbeat(body) = &input {
+                    self.peer = Some((*body, (self.now)()));
+                }
+                self.step(input).await;
+            }
             Message::Operator(command, reply) => {
                 let ticket = self.ticket(reply);
                 self.step(Input::Operator { ticket, command }).await;
@@ -189,7 +199,8 @@ impl<W: World> Driver<W> {
 
     fn publish(&self) {
         let now = (self.now)();
-        let fresh = Snapshot { view: self.core.view(now), heartbeat: self.core.heartbeat(now), at: now };
+        let (view, heartbeat) = (self.core.view(now), self.core.heartbeat(now));
+        let fresh = Snapshot { view, heartbeat, peer: self.peer, at: now };
         self.snapshot.send_replace(fresh);
     }
 

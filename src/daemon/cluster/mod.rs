@@ -8,6 +8,7 @@
 mod checkers;
 mod facts;
 pub mod quarantine;
+mod resync;
 mod services;
 mod streams;
 mod vips;

@@ -4,6 +4,7 @@
 //! Everything that blocks runs on blocking threads. Replication events become inputs of the core.
 
 use super::Shared;
+use super::resync::Run;
 use crate::api::types::ResyncStatus;
 use crate::base::{ClusterId, Epoch, Generation, OpSeq, Rate, codes};
 use crate::bus::Fact;
@@ -13,7 +14,7 @@ use crate::failover::config::names;
 use crate::link::DataConn;
 use crate::ports::{self, Replicator};
 use crate::proto::stream;
-use crate::replica::{self, Event, EventSink, Primary, Progress, Standby, StreamEnd, primary, standby};
+use crate::replica::{self, Event, EventSink, Primary, Standby, StreamEnd, primary, standby};
 use crate::spec::ClusterSpec;
 use crate::tree::Tree;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,8 +49,7 @@ struct State {
     applied: Option<u64>,
     /// This node has been the writer since.
     writer: bool,
-    progress: Progress,
-    resyncing: bool,
+    resync: Run,
     /// Why a stream had to be ended last, until a resync succeeds.
     failure: Option<String>,
 }
@@ -85,9 +85,7 @@ pub struct Streams {
 pub struct Figures {
     /// Resync of the standby.
     pub resync: ResyncStatus,
-    /// The peer's role as far as known.
-    pub peer_role: String,
-    /// Requests put aside while frozen.
+    /// Requests put aside: while frozen, or while the window is full.
     pub parked: u64,
     /// Operations sent and not acknowledged.
     pub unacknowledged: u64,
@@ -213,7 +211,7 @@ impl Streams {
     pub fn begin(&self, epoch: Epoch) {
         let mut state = self.state();
         state.session = Some(epoch);
-        state.resyncing = false;
+        state.resync.end();
         self.become_writer(&mut state);
     }
 
@@ -238,7 +236,9 @@ impl Streams {
             if me.state().session != Some(epoch) {
                 return; // closed meanwhile
             }
-            me.state().resyncing = plan != stream::Plan::Replay;
+            if plan != stream::Plan::Replay {
+                me.state().resync.begin(true);
+            }
             let opened = match me.sides.get() {
                 Some(sides) => {
                     sides.primary.connect_in(turn, wire(conn), epoch, plan).map_err(|e| describe(&e))
@@ -297,11 +297,14 @@ impl Streams {
             if me.state().session != Some(epoch) {
                 return; // closed meanwhile
             }
+            let plan = stream_plan(plan);
+            if plan != stream::Plan::Replay {
+                me.state().resync.begin(false);
+            }
             let opened = match me.sides.get() {
-                Some(sides) => sides
-                    .standby
-                    .accept_in(turn, wire(conn), epoch, stream_plan(plan))
-                    .map_err(|e| describe(&e)),
+                Some(sides) => {
+                    sides.standby.accept_in(turn, wire(conn), epoch, plan).map_err(|e| describe(&e))
+                }
                 None => Err("the directories are not open".to_owned()),
             };
             match opened {
@@ -321,7 +324,7 @@ impl Streams {
             state.session = None;
             state.expected = None;
             state.early = None;
-            state.resyncing = false;
+            state.resync.end();
         }
         let Some(me) = self.me.upgrade() else { return StreamFacts::default() };
         tokio::task::spawn_blocking(move || me.close_now()).await.unwrap_or_default()
@@ -369,20 +372,11 @@ impl Streams {
     /// Figures for status.
     pub fn figures(&self) -> Figures {
         let state = self.state();
-        let p = state.progress;
-        let unacknowledged = self.sides.get().map_or(0, |s| s.primary.in_flight().1 as u64);
+        let sides = self.sides.get();
         Figures {
-            resync: ResyncStatus {
-                active: state.resyncing,
-                files: p.files_done,
-                compared_bytes: p.bytes_compared,
-                bytes: p.bytes_sent,
-                seconds: p.elapsed_ms as f64 / 1e3,
-                eta_s: p.eta_ms.map(|ms| ms / 1000),
-            },
-            peer_role: String::new(),
-            parked: 0,
-            unacknowledged,
+            resync: state.resync.status(sides.map_or(0, |s| s.standby.filled())),
+            parked: sides.map_or(0, |s| s.primary.parked() as u64),
+            unacknowledged: sides.map_or(0, |s| s.primary.in_flight().1 as u64),
             failure: state.failure.clone(),
         }
     }
@@ -460,11 +454,11 @@ impl Streams {
             }
             Event::ReplayDone { .. } | Event::UpToDateAcked { .. } => {
                 let mut state = self.state();
-                state.resyncing = false;
+                state.resync.end();
                 state.failure = None;
             }
             Event::ResyncProgress { progress, .. } => {
-                self.state().progress = progress;
+                self.state().resync.note(progress);
                 bus.publish(
                     cluster,
                     Fact::ResyncProgress {
@@ -478,7 +472,7 @@ impl Streams {
                 // The target says it on its own node; an operator may be looking at this one.
                 let truncated = progress.kept_truncated.then(String::new);
                 self.kept(self.peer.clone(), progress.kept_bytes, progress.kept_objects, truncated);
-                self.state().progress = progress;
+                self.state().resync.note(progress);
                 bus.publish(
                     cluster,
                     Fact::ResyncFinished { sent_bytes: progress.bytes_sent, elapsed_ms: progress.elapsed_ms },
@@ -487,7 +481,11 @@ impl Streams {
             }
             Event::MarkerReached { epoch, g, cur } => {
                 tracing::debug!(g, ?cur, "marker reached");
-                self.state().failure = None;
+                {
+                    let mut state = self.state();
+                    state.resync.end();
+                    state.failure = None;
+                }
                 self.input(Input::MarkerReached { s: epoch.s });
             }
             Event::ApplyFailed { epoch, errno, what } => {

@@ -359,6 +359,9 @@ impl Apply {
             Resync::Meta { .. } => "attributes",
             Resync::End => "end",
         };
+        if let Resync::Fill { .. } = &step {
+            self.shared.filled.fetch_add(bulk.len() as u64, Ordering::Relaxed);
+        }
         let result: Result<Result<(), Failed>, End> = self.resync_step(step, bulk);
         result?.map_err(|failed| self.failure(failed, |step| format!("resync {name}: {step}")))
     }

@@ -101,6 +101,8 @@ pub(in crate::replica) struct Shared {
     syncs: syncs::Syncs,
     position: Mutex<Position>,
     closing: AtomicBool,
+    /// Bytes that the resync of this connection filled in.
+    filled: AtomicU64,
     /// A sync failed: apply nothing more.
     failed: AtomicBool,
     /// Held while a sync is answered.
@@ -191,6 +193,7 @@ impl Standby {
             syncs: syncs::Syncs::default(),
             position: Mutex::default(),
             closing: AtomicBool::new(false),
+            filled: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             answers: Mutex::default(),
             released: Mutex::new(None),
@@ -211,6 +214,11 @@ impl Standby {
             return None;
         }
         lock(&self.shared.position).applied
+    }
+
+    /// Bytes that the resync of the last connection brought.
+    pub fn filled(&self) -> u64 {
+        self.shared.filled.load(Ordering::Relaxed)
     }
 
     /// This node was the writer up to here and its standby had everything: it goes on from this position.
@@ -274,6 +282,7 @@ impl Standby {
         *lock(&self.shared.released) = None;
         self.shared.closing.store(false, Ordering::Release);
         self.shared.failed.store(false, Ordering::Release);
+        self.shared.filled.store(0, Ordering::Relaxed);
         self.shared.syncs.clear();
         let apply = Apply {
             shared: Arc::clone(&self.shared),
