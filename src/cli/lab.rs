@@ -1,6 +1,7 @@
 //! `skc lab`: the two-node lab, verb by verb.
 
 use crate::lab::bench;
+use crate::lab::forward::{self, shape::Shape};
 use crate::lab::node::{self, STATE_DIR};
 use crate::lab::wait::{Condition, Part};
 use crate::lab::{Kill, Lab, LabError, Link, Node, Result};
@@ -82,15 +83,21 @@ enum Verb {
     },
     /// Delay, drop or limit frames between a node and the switch
     Link {
-        /// Added to every round trip of every node on net1 and net2, in milliseconds
+        /// Added to every round trip between any two nodes on net1 and net2, in milliseconds
         #[arg(long)]
         rtt: Option<f64>,
         /// Part of all frames that get lost, in percent
         #[arg(long)]
         loss: Option<f64>,
-        /// Megabits a second and direction
+        /// Megabits a second that a node may send on a network
         #[arg(long)]
         rate: Option<f64>,
+        /// Decides which frames get lost
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Take it all back
+        #[arg(long, conflicts_with_all = ["rtt", "loss", "rate"])]
+        clear: bool,
     },
     /// SIGSTOP: agent, guard, or every process of the node
     Stall(PartArgs),
@@ -143,6 +150,12 @@ enum Verb {
         node: Node,
         #[arg(long)]
         boot_id: String,
+    },
+    #[command(name = "__forward", hide = true)]
+    Forward {
+        node: Node,
+        #[arg(long)]
+        shape: String,
     },
     #[command(name = "__detach", hide = true)]
     Detach {
@@ -212,11 +225,12 @@ fn verb(args: Args) -> Result<ExitCode> {
         }
         Verb::Cut { link, from, to } => lab.cut(link, from, to)?,
         Verb::Heal { link, from, to } => lab.heal(link, from, to)?,
-        Verb::Link { .. } => {
-            return Err(LabError::Missing {
-                what: "a forwarder for `lab link`".into(),
-                hint: "not yet in this version; `lab cut` drops frames",
-            });
+        Verb::Link { clear: true, .. } => lab.link(None)?,
+        Verb::Link { rtt: None, loss: None, rate: None, .. } => {
+            return Err(LabError::Refused("say what: --rtt, --loss, --rate, or --clear".into()));
+        }
+        Verb::Link { rtt, loss, rate, seed, clear: false } => {
+            lab.link(Some(Shape::new(rtt.unwrap_or(0.0), loss.unwrap_or(0.0), rate, seed)?))?;
         }
         Verb::Stall(which) => lab.stall(which.node, which.part())?,
         Verb::Go(which) => lab.go(which.node, which.part())?,
@@ -240,6 +254,11 @@ fn verb(args: Args) -> Result<ExitCode> {
         }
         Verb::Monitor { node, boot_id } => node::monitor(&lab, node, &boot_id)?,
         Verb::Init { node, boot_id } => node::init(&lab, node, &boot_id)?,
+        Verb::Forward { node, shape } => {
+            let shape: Shape = serde_json::from_str(&shape)
+                .map_err(|error| LabError::Refused(format!("--shape {shape}: {error}")))?;
+            forward::run(&lab, node, &shape)?;
+        }
         Verb::Detach { log, command } => node::detach_here(&command, &log)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -273,8 +292,7 @@ fn status(lab: &Lab, json: bool) -> Result<()> {
                 (node.to_string(), value)
             })
             .collect();
-        let all =
-            serde_json::json!({"name": lab.name(), "dir": lab.dir(), "nodes": nodes, "cuts": state.cuts});
+        let all = serde_json::json!({"name": lab.name(), "dir": lab.dir(), "nodes": nodes, "cuts": state.cuts, "link": state.link});
         println!("{all:#}");
         return Ok(());
     }
@@ -288,6 +306,9 @@ fn status(lab: &Lab, json: bool) -> Result<()> {
     for cut in state.cuts {
         let name = |node: Option<Node>| node.map_or("anyone", Node::name);
         println!("  cut      net{} from {} to {}", cut.net, name(cut.from), name(cut.to));
+    }
+    if let Some(shape) = state.link {
+        println!("  link     {shape}");
     }
     println!("  state of an agent is at {STATE_DIR} inside the node; its log at NODE/agent.log here");
     Ok(())

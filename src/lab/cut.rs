@@ -1,6 +1,7 @@
 //! Cuts: which frames the switch drops, and how they are put in force and healed.
 
 use super::error::{Context, LabError, Result};
+use super::forward::bridge_port;
 use super::nft;
 use super::state::{Cut, State};
 use super::topology::{Link, Node};
@@ -71,7 +72,11 @@ impl Lab {
     }
 
     fn apply_cuts(&self, state: &State) -> Result<()> {
-        let port = |node: Option<Node>, net| node.map(|node| node.port(net));
+        // A shaped link puts another port in the place of the node's own (see `forward`): both names count.
+        let ports = |node: Option<Node>, net| match node.map(|node| node.port(net)) {
+            None => vec![None],
+            Some(port) => vec![Some(bridge_port(&port)), Some(port)],
+        };
         let mut drops = Vec::new();
         for cut in &state.cuts {
             let on_net = |node: Option<Node>| node.is_none_or(|node| node.nets().contains(&cut.net));
@@ -81,7 +86,11 @@ impl Lab {
             if cut.from.is_none() && cut.to.is_none() {
                 return Err(LabError::Refused("a cut needs a sender or a receiver".into()));
             }
-            drops.push(nft::Drop { from: port(cut.from, cut.net), to: port(cut.to, cut.net) });
+            for from in ports(cut.from, cut.net) {
+                for to in ports(cut.to, cut.net) {
+                    drops.push(nft::Drop { from: from.clone(), to });
+                }
+            }
         }
         let netns = self.netns_path(SWITCH);
         match nft::replace(&netns, &drops) {

@@ -31,6 +31,7 @@ pub mod demo;
 pub mod diagnose;
 pub mod enrol;
 pub mod error;
+pub mod forward;
 pub mod ledger;
 pub mod nft;
 pub mod node;
@@ -218,10 +219,8 @@ impl Lab {
         for (node, boot) in &state.boots {
             node::end(boot, *node)?;
         }
-        for (pid, started) in &state.forwarders {
-            if process::alive(*pid, *started) {
-                namespace::signal(*pid, Signal::Kill).context("kill", "forwarder")?;
-            }
+        for forwarder in &state.forwarders {
+            forward::end(forwarder)?;
         }
         for role in Node::ALL.map(Node::name).into_iter().chain([SWITCH]) {
             self.end_strays(role)?;

@@ -43,8 +43,10 @@ impl Lab {
             return Err(LabError::Refused(format!("{node} is up")));
         }
         // After a kill that left the kernel alive the old network goes only now.
+        self.detach_forwarder(&mut state, node)?;
         self.unplug(node)?;
         self.plug(node)?;
+        self.attach_forwarder(&mut state, node)?;
         let boot = self.start_init(node)?;
         state.boots.insert(node, boot);
         state.save(self.dir())
@@ -104,6 +106,7 @@ impl Lab {
             end(&boot, node)?;
         }
         if how == Kill::Power {
+            self.detach_forwarder(&mut state, node)?;
             self.unplug(node)?;
         }
         state.save(self.dir())
@@ -224,7 +227,7 @@ pub fn open_log(path: &Path) -> Result<File> {
 }
 
 /// Collects a child's status when it ends, so that it does not stay a zombie of a long-lived caller.
-fn reap_later(mut child: Child) {
+pub(super) fn reap_later(mut child: Child) {
     std::thread::spawn(move || {
         if let Err(error) = child.wait() {
             tracing::debug!(%error, "a node's monitor could not be reaped");

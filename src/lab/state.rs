@@ -1,6 +1,7 @@
 //! What the lab remembers between two invocations: one JSON file, replaced atomically under a lock.
 
 use super::error::{Context, LabError, Result};
+use super::forward::shape::Shape;
 use super::topology::Node;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -32,17 +33,31 @@ pub struct Cut {
     pub to: Option<Node>,
 }
 
+/// The process that carries the frames of a node while a link has a shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarder {
+    /// Whose frames.
+    pub node: Node,
+    /// The process as the host numbers it.
+    pub pid: u32,
+    /// Its start time in clock ticks.
+    pub started: u64,
+}
+
 /// The whole memory of a lab.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
     version: u32,
     /// Nodes that were booted and not killed since.
     pub boots: BTreeMap<Node, Boot>,
     /// Active cuts.
     pub cuts: Vec<Cut>,
-    /// Forwarder processes of `lab link`: (pid, start time).
+    /// What `lab link` asked for.
     #[serde(default)]
-    pub forwarders: Vec<(u32, u64)>,
+    pub link: Option<Shape>,
+    /// Forwarder processes of `lab link`.
+    #[serde(default)]
+    pub forwarders: Vec<Forwarder>,
 }
 
 impl State {

@@ -18,4 +18,5 @@ pub mod process;
 pub mod readable;
 pub mod resources;
 pub mod signal;
+pub mod tap;
 pub mod wake;
