@@ -214,6 +214,21 @@ fn only_the_command_line_prints() {
 }
 
 #[test]
+fn verbs_survive_a_reader_who_goes_away() {
+    let mut offenders = Vec::new();
+    // The agent's own lines go to a log, not to a pipe that somebody closes.
+    let free = ["src/cli/output.rs", "src/cli/agent.rs"];
+    for source in sources("src/cli").iter().filter(|s| !free.contains(&s.name.as_str())) {
+        for needle in ["println!", "print!", "eprintln!", "eprint!"] {
+            for line in hits(source, &source.live_code, needle) {
+                offenders.push(format!("{}:{line}: {needle}", source.name));
+            }
+        }
+    }
+    report("printing that panics on a closed pipe (use out!, outln!, errln! of cli/output.rs):", &offenders);
+}
+
+#[test]
 fn every_ignored_test_says_why() {
     let mut offenders = Vec::new();
     for source in sources("src").into_iter().chain(sources("tests")) {

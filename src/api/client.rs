@@ -2,18 +2,19 @@
 
 use super::{Answer, ApiError, REQUEST_MAX, Request};
 use std::io::{BufRead, BufReader, Write};
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// Sends `request` and calls `item` for every line before the result.
+/// Sends `request` and calls `item` for every line before the result; if it breaks off, the result is null.
 ///
 /// `patience` bounds the wait for each line.
 pub fn call(
     socket: &Path,
     request: &Request,
     patience: Duration,
-    mut item: impl FnMut(serde_json::Value),
+    mut item: impl FnMut(serde_json::Value) -> ControlFlow<()>,
 ) -> Result<serde_json::Value, ApiError> {
     let unreachable = |error: std::io::Error| {
         ApiError::new(
@@ -61,7 +62,11 @@ pub fn call(
         })?;
         match answer {
             Answer { error: Some(error), .. } => return Err(error),
-            Answer { more: true, body: Some(body), .. } => item(body),
+            Answer { more: true, body: Some(body), .. } => {
+                if item(body).is_break() {
+                    return Ok(serde_json::Value::Null);
+                }
+            }
             Answer { more: true, .. } => {}
             Answer { body, .. } => return Ok(body.unwrap_or_default()),
         }

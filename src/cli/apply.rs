@@ -1,6 +1,7 @@
 //! `skc apply`: validate, persist on both nodes, reconcile.
 
 use super::common::{Connection, Output, call, fail, print_value, read_documents};
+use super::output::outln;
 use crate::api::Request;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,7 +33,7 @@ pub fn run(args: Args) -> ExitCode {
         Err(error) => return fail(&error),
     };
     let request = Request::Apply { documents, dry_run: args.dry_run, check_index: args.check_index };
-    match call(&args.connection, &request, Duration::from_secs(60), |_| {}) {
+    match call(&args.connection, &request, Duration::from_secs(60)) {
         Ok(value) => show(&value, args.output, args.dry_run),
         Err(code) => code,
     }
@@ -46,14 +47,14 @@ pub fn show(value: &serde_json::Value, output: Output, only_diff: bool) -> ExitC
     }
     if output == Output::Human {
         for cluster in value.as_array().into_iter().flatten() {
-            println!(
+            outln!(
                 "{} revision {} ({})",
                 cluster["name"].as_str().unwrap_or("?"),
                 cluster["revision"],
                 cluster["result"].as_str().unwrap_or("?")
             );
             for change in cluster["changes"].as_array().into_iter().flatten() {
-                println!("  {}", change.as_str().unwrap_or("?"));
+                outln!("  {}", change.as_str().unwrap_or("?"));
             }
         }
     } else {

@@ -1,6 +1,7 @@
 //! `skc check`: what this machine has and lacks, before the first spec.
 
 use super::common::Output;
+use super::output::outln;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -36,7 +37,7 @@ pub fn run(args: Args) -> ExitCode {
     let good = findings.iter().all(|f| f.ok);
     if args.output == Output::Human {
         for f in &findings {
-            println!("{} {:<14} {}", if f.ok { "ok  " } else { "MISS" }, f.what, f.note);
+            outln!("{} {:<14} {}", if f.ok { "ok  " } else { "MISS" }, f.what, f.note);
         }
     } else {
         super::common::print_value(args.output, &serde_json::to_value(&findings).unwrap_or_default());

@@ -1,6 +1,8 @@
 //! What the verbs share: where the agent is, how output looks, how errors are shown.
 
+use super::output::{complain, errln, out, outln};
 use crate::api::{ApiError, Document, Request, client};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -33,26 +35,41 @@ pub fn call(
     connection: &Connection,
     request: &Request,
     patience: Duration,
-    item: impl FnMut(serde_json::Value),
+) -> Result<serde_json::Value, ExitCode> {
+    stream(connection, request, patience, |_| ControlFlow::Continue(()))
+}
+
+/// Like [`call`], for an answer of several items: until `item` breaks off.
+pub fn stream(
+    connection: &Connection,
+    request: &Request,
+    patience: Duration,
+    item: impl FnMut(serde_json::Value) -> ControlFlow<()>,
 ) -> Result<serde_json::Value, ExitCode> {
     client::call(&connection.socket, request, patience, item).map_err(|error| fail(&error))
 }
 
+/// The agent answered something that this version does not know.
+pub fn misunderstood(error: &serde_json::Error) -> ApiError {
+    let message = format!("the answer of the agent is not understood: {error}");
+    ApiError::new("SKC-E7001", message, "use the skc command of the same version as the agent")
+}
+
 /// Prints an error for the person on call.
 pub fn fail(error: &ApiError) -> ExitCode {
-    eprintln!("error[{}]: {}", error.code, error.message);
+    errln!("error[{}]: {}", error.code, error.message);
     if let Some(hint) = &error.hint {
-        eprintln!("  next: {hint}");
+        errln!("  next: {hint}");
     }
-    eprintln!("  more: skc explain {}", error.code);
+    errln!("  more: skc explain {}", error.code);
     ExitCode::from(ERROR)
 }
 
-/// Prints a value as JSON or YAML.
-pub fn print_value(output: Output, value: &serde_json::Value) {
+/// Prints a value as JSON or YAML; `false`: nobody reads any more.
+pub fn print_value(output: Output, value: &serde_json::Value) -> bool {
     match output {
-        Output::Yaml => print!("{}", serde_yaml::to_string(value).unwrap_or_default()),
-        _ => println!("{}", serde_json::to_string_pretty(value).unwrap_or_default()),
+        Output::Yaml => out!("{}", serde_yaml::to_string(value).unwrap_or_default()),
+        _ => outln!("{}", serde_json::to_string_pretty(value).unwrap_or_default()),
     }
 }
 
@@ -104,13 +121,12 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>, depth: usize) -> std::io::Resu
 
 /// Asks a yes/no question on the terminal; without a terminal the answer is no.
 pub fn confirm(question: &str) -> bool {
-    use std::io::{BufRead, IsTerminal, Write};
+    use std::io::{BufRead, IsTerminal};
     if !std::io::stdin().is_terminal() {
-        eprintln!("{question}\n  not a terminal: give --yes to go on");
+        errln!("{question}\n  not a terminal: give --yes to go on");
         return false;
     }
-    eprint!("{question} [y/N] ");
-    let _ = std::io::stderr().flush();
+    complain(&format!("{question} [y/N] "));
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).is_ok() && matches!(line.trim(), "y" | "Y" | "yes")
 }

@@ -27,7 +27,7 @@ pub fn run(args: Args) -> ExitCode {
         return ExitCode::from(1);
     }
     let request = Request::Delete { cluster: args.cluster, force: args.force };
-    match call(&args.connection, &request, Duration::from_secs(30), |_| {}) {
+    match call(&args.connection, &request, Duration::from_secs(30)) {
         Ok(_) => ExitCode::SUCCESS,
         Err(code) => code,
     }

@@ -1,9 +1,10 @@
 //! `skc demo`: a two-node cluster on this machine: write, cut the power, fail over, come back, swap.
 
 use super::common::Output;
+use super::output::{complain, emit, errln, outln};
 use crate::lab::demo::{self, Options, setup::Setup, show};
 use crate::lab::{Lab, LabError};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -37,7 +38,7 @@ pub fn run(args: Args) -> ExitCode {
     let program = match std::env::current_exe() {
         Ok(program) => program,
         Err(error) => {
-            eprintln!("skc demo: find this program: {error}");
+            errln!("skc demo: find this program: {error}");
             return ExitCode::from(2);
         }
     };
@@ -51,15 +52,14 @@ pub fn run(args: Args) -> ExitCode {
     };
     let mut tell = |step: &demo::Step| {
         if human {
-            println!("{}", show::line(step, colour));
             // A closed pipe ends the output, not the demo.
-            let _ = std::io::stdout().flush();
+            outln!("{}", show::line(step, colour));
         }
     };
     match demo::run(&options, &mut tell) {
         Ok(report) => {
             if human {
-                print!("{}", show::figures(&report, colour));
+                emit(&show::figures(&report, colour));
                 hints(&options);
             } else {
                 super::common::print_value(args.output, &serde_json::json!(report));
@@ -74,7 +74,7 @@ fn hints(options: &Options) {
     let lab = Lab::new(&options.name, None, options.program.clone());
     let setup = Setup::read(options.spec.as_deref(), options.timeout.as_deref());
     if let (true, Ok(lab), Ok(setup)) = (options.keep, lab, setup) {
-        print!("{}", show::keep_hints(&lab, &setup.directory, &setup.connect.to_string()));
+        emit(&show::keep_hints(&lab, &setup.directory, &setup.connect.to_string()));
     }
 }
 
@@ -82,17 +82,17 @@ fn failed(options: &Options, error: &LabError) -> ExitCode {
     match error {
         LabError::NeedsRoot => {
             let program = options.program.display();
-            eprintln!(
+            errln!(
                 "skc demo: needs root for its network namespaces and FUSE mounts; run: sudo {program} demo"
             );
         }
         error => {
-            eprintln!("skc demo: {error}");
+            errln!("skc demo: {error}");
             if let Ok(lab) = Lab::new(&options.name, None, options.program.clone())
                 && lab.is_up()
             {
-                eprint!("{}", lab.diagnosis());
-                eprintln!(
+                complain(&lab.diagnosis());
+                errln!(
                     "seed {}; the lab is left as it is: `skc lab down --name {}`",
                     options.seed,
                     lab.name()

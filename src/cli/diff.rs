@@ -25,7 +25,7 @@ pub fn run(args: Args) -> ExitCode {
         Ok(documents) => documents,
         Err(error) => return fail(&error),
     };
-    match call(&args.connection, &Request::Diff { documents }, Duration::from_secs(60), |_| {}) {
+    match call(&args.connection, &Request::Diff { documents }, Duration::from_secs(60)) {
         Ok(value) => super::apply::show(&value, args.output, true),
         Err(code) => code,
     }

@@ -1,7 +1,10 @@
 //! `skc events`: what happened, in order.
 
-use super::common::{Connection, Output, call};
+use super::common::{Connection, Output, stream};
+use super::output::{emit, outln};
 use crate::api::Request;
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,7 +17,7 @@ pub struct Args {
     /// How many of the past.
     #[arg(short = 'n', long, default_value_t = 100)]
     last: usize,
-    /// Output form: json prints one object a line.
+    /// Output form: json prints one object a line, yaml one document an event.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
     #[command(flatten)]
@@ -26,17 +29,30 @@ pub fn run(args: Args) -> ExitCode {
     let request = Request::Events { follow: args.follow, last: args.last };
     // Following waits for the next event as long as it takes.
     let patience = Duration::from_secs(if args.follow { 365 * 86_400 } else { 10 });
+    if args.follow {
+        // The next event may be long in coming: `events -f | head -1` ends with its reader.
+        std::thread::spawn(|| {
+            crate::sys::hangup::wait(std::io::stdout().as_fd());
+            std::process::exit(0);
+        });
+    }
     let show = |event: serde_json::Value| {
-        if args.output == Output::Human {
-            println!("{}", line(&event));
-        } else {
-            println!("{event}");
-        }
+        let read = match args.output {
+            Output::Human => outln!("{}", line(&event)),
+            Output::Json => outln!("{event}"),
+            Output::Yaml => emit(&document(&event)),
+        };
+        if read { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    match call(&args.connection, &request, patience, show) {
+    match stream(&args.connection, &request, patience, show) {
         Ok(_) => ExitCode::SUCCESS,
         Err(code) => code,
     }
+}
+
+/// One YAML document a event, so that a stream of them can be read as it grows.
+fn document(event: &serde_json::Value) -> String {
+    format!("---\n{}", serde_yaml::to_string(event).unwrap_or_default())
 }
 
 fn line(event: &serde_json::Value) -> String {

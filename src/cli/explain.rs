@@ -4,6 +4,7 @@
 
 use super::common::{ERROR, Output, print_value};
 use super::output::emit;
+use super::output::errln;
 use crate::base::codes::{self, CODES, CONDITIONS};
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -31,16 +32,16 @@ pub fn run(args: Args) -> ExitCode {
     match (found, args.output) {
         (Some((_, _, page)), Output::Human) => emit(page),
         (Some((name, title, page)), output) => {
-            print_value(output, &serde_json::json!({"name": name, "title": title, "page": page}));
+            print_value(output, &serde_json::json!({"name": name, "title": title, "page": page}))
         }
         (None, _) => {
             let code = codes::CLI_UNKNOWN_TOPIC;
-            eprintln!(
+            errln!(
                 "error[{code}]: {topic:?} is no code and no condition\n  hint: `skc explain` lists them all"
             );
             return ExitCode::from(ERROR);
         }
-    }
+    };
     ExitCode::SUCCESS
 }
 
@@ -52,11 +53,11 @@ fn list(output: Output) {
             for (name, title) in all {
                 let _ = writeln!(text, "{name:<13} {title}");
             }
-            emit(&text);
+            emit(&text)
         }
         output => print_value(
             output,
             &all.map(|(name, title)| serde_json::json!({"name": name, "title": title})).collect(),
         ),
-    }
+    };
 }

@@ -1,6 +1,7 @@
 //! `skc init`: Create the pair: certificate authority, this node's certificate, state directory.
 
 use super::common::fail;
+use super::output::outln;
 use crate::api::ApiError;
 use crate::link::LinkError;
 use crate::link::pki::{self, NodeSetup, PORT};
@@ -80,9 +81,9 @@ pub fn run(args: Args) -> ExitCode {
     };
     match work() {
         Ok(identity) => {
-            println!("pair {} made; this is {}", identity.pair_id(), identity.me().name);
-            println!("  state: {}", state.root().display());
-            println!(
+            outln!("pair {} made; this is {}", identity.pair_id(), identity.me().name);
+            outln!("  state: {}", state.root().display());
+            outln!(
                 "  next:  start `skc agent` here, run `skc token`, then `skc join TOKEN` on the other node"
             );
             ExitCode::SUCCESS

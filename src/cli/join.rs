@@ -1,6 +1,7 @@
 //! `skc join`: Enrol this node in a pair with a token.
 
 use super::init::{Me, State, fail_link};
+use super::output::outln;
 use crate::link::LinkError;
 use crate::link::join::join;
 use crate::link::pki::token::Token;
@@ -40,8 +41,8 @@ pub fn run(args: Args) -> ExitCode {
     match work() {
         Ok(identity) => {
             let peer = identity.peer().map_or("the first node", |peer| peer.name.as_str());
-            println!("{} is enrolled with {peer}, pair {}", identity.me().name, identity.pair_id());
-            println!("  next: start `skc agent` here");
+            outln!("{} is enrolled with {peer}, pair {}", identity.me().name, identity.pair_id());
+            outln!("  next: start `skc agent` here");
             ExitCode::SUCCESS
         }
         Err(error) => fail_link(&error),

@@ -1,5 +1,6 @@
 //! `skc lab`: the two-node lab, verb by verb.
 
+use super::output::{errln, out, outln};
 use crate::lab::bench;
 use crate::lab::forward::{self, shape::Shape};
 use crate::lab::node::{self, STATE_DIR};
@@ -192,7 +193,7 @@ pub fn run(args: Args) -> ExitCode {
     match verb(args) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("skc lab: {error}");
+            errln!("skc lab: {error}");
             ExitCode::from(2)
         }
     }
@@ -241,15 +242,15 @@ fn verb(args: Args) -> Result<ExitCode> {
         }
         Verb::Path { node, which, path } => {
             let found = if which == "mount" { lab.mounted(node, &path)? } else { lab.backing(node, &path) };
-            println!("{}", found.display());
+            outln!("{}", found.display());
         }
         Verb::Bench { rounds, scale, targets, output } => {
             let options = bench::Options { targets, rounds, scale };
-            let report = bench::run(&lab, &options, &mut |line| eprintln!("{line}"))?;
+            let report = bench::run(&lab, &options, &mut |line| errln!("{line}"))?;
             if output.as_deref() == Some("json") {
-                println!("{:#}", serde_json::json!(report));
+                outln!("{:#}", serde_json::json!(report));
             } else {
-                print!("{}", bench::table(&report));
+                out!("{}", bench::table(&report));
             }
         }
         Verb::Monitor { node, boot_id } => node::monitor(&lab, node, &boot_id)?,
@@ -271,7 +272,7 @@ fn up(lab: &Lab, spec: Option<PathBuf>, no_agent: bool) -> Result<()> {
     }
     lab.start_pair()?;
     if let Some(spec) = spec {
-        print!("{}", lab.apply(Node::NodeA, &spec)?);
+        out!("{}", lab.apply(Node::NodeA, &spec)?);
     }
     Ok(())
 }
@@ -293,23 +294,23 @@ fn status(lab: &Lab, json: bool) -> Result<()> {
             })
             .collect();
         let all = serde_json::json!({"name": lab.name(), "dir": lab.dir(), "nodes": nodes, "cuts": state.cuts, "link": state.link});
-        println!("{all:#}");
+        outln!("{all:#}");
         return Ok(());
     }
-    println!("lab {}  {}", lab.name(), lab.dir().display());
+    outln!("lab {}  {}", lab.name(), lab.dir().display());
     for (node, boot) in rows {
         let life = boot
             .map_or("down".to_owned(), |boot| format!("up    PID 1 is {}, boot {}", boot.init, boot.boot_id));
         let addresses: Vec<_> = node.nets().iter().map(|net| node.address(*net).to_string()).collect();
-        println!("  {:<8} {:<24} {life}", node.name(), addresses.join(" "));
+        outln!("  {:<8} {:<24} {life}", node.name(), addresses.join(" "));
     }
     for cut in state.cuts {
         let name = |node: Option<Node>| node.map_or("anyone", Node::name);
-        println!("  cut      net{} from {} to {}", cut.net, name(cut.from), name(cut.to));
+        outln!("  cut      net{} from {} to {}", cut.net, name(cut.from), name(cut.to));
     }
     if let Some(shape) = state.link {
-        println!("  link     {shape}");
+        outln!("  link     {shape}");
     }
-    println!("  state of an agent is at {STATE_DIR} inside the node; its log at NODE/agent.log here");
+    outln!("  state of an agent is at {STATE_DIR} inside the node; its log at NODE/agent.log here");
     Ok(())
 }

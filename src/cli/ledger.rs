@@ -1,5 +1,6 @@
 //! `skc ledger`: the small real application of the demo (server, client, checker).
 
+use super::output::{errln, outln};
 use crate::lab::ledger::client::{Load, Options, read_journal};
 use crate::lab::ledger::{check, server};
 use clap::Subcommand;
@@ -82,7 +83,7 @@ pub fn run(args: Args) -> ExitCode {
         Verb::Check { data, journal } => verify(&data, &journal),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("skc ledger: {error}");
+        errln!("skc ledger: {error}");
         ExitCode::from(2)
     })
 }
@@ -110,7 +111,7 @@ fn client(options: Options, seconds: Option<f64>) -> Result<ExitCode, String> {
         "p99_us": p99.as_micros() as u64,
         "last_complaint": complaint,
     });
-    println!("{report}");
+    outln!("{report}");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -119,6 +120,6 @@ fn verify(data: &std::path::Path, journal: &std::path::Path) -> Result<ExitCode,
         std::fs::read_to_string(journal).map_err(|error| format!("read {}: {error}", journal.display()))?;
     let acks = read_journal(&text).map_err(|error| format!("{}: {error}", journal.display()))?;
     let report = check::check(data, &acks).map_err(|error| format!("read {}: {error}", data.display()))?;
-    println!("{}", serde_json::to_string(&report).unwrap_or_default());
+    outln!("{}", serde_json::to_string(&report).unwrap_or_default());
     Ok(ExitCode::from(u8::from(!report.good())))
 }

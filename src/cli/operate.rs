@@ -1,6 +1,7 @@
 //! The operations on a cluster: each says what it will do, asks unless `--yes`, and waits.
 
 use super::common::{Connection, Output, call, confirm, print_value};
+use super::output::outln;
 use crate::api::{Action, Request};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -84,10 +85,10 @@ fn go(args: &Args, action: Action, question: Option<&str>) -> ExitCode {
         return ExitCode::from(1);
     }
     let request = Request::Operate { cluster: args.cluster.clone(), action };
-    match call(&args.connection, &request, Duration::from_secs(args.wait), |_| {}) {
+    match call(&args.connection, &request, Duration::from_secs(args.wait)) {
         Ok(value) => {
             if args.output == Output::Human {
-                println!("{}", value["text"].as_str().unwrap_or("done"));
+                outln!("{}", value["text"].as_str().unwrap_or("done"));
             } else {
                 print_value(args.output, &value);
             }

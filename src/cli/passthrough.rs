@@ -1,5 +1,6 @@
 //! `skc passthrough`: Mount the mirror file system over a directory without a peer (benchmarks and file-system tests).
 
+use super::output::errln;
 use crate::base::Volume;
 use crate::fuse::{self, Local, Mount};
 use crate::sys::backing::Backing;
@@ -38,7 +39,7 @@ pub fn run(args: Args) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("skc passthrough: {message}");
+            errln!("skc passthrough: {message}");
             ExitCode::from(2)
         }
     }
@@ -66,7 +67,7 @@ fn serve(args: &Args) -> Result<(), String> {
     let path = fuse::prepare(&args.dir).map_err(|e| e.to_string())?;
     let backing = Backing::open(&path).map_err(|e| format!("opening {}: errno {}", path.display(), e.0))?;
     for holder in fuse::holders::find(&path) {
-        eprintln!(
+        errln!(
             "warning: process {} ({}) holds {} ({}) and bypasses the mount",
             holder.pid,
             holder.name,

@@ -1,6 +1,7 @@
 //! `skc status`: roles, data states, guarantee level, resync progress, "would fail over now".
 
-use super::common::{Connection, Output, call, print_value};
+use super::common::{Connection, Output, call, fail, misunderstood, print_value};
+use super::output::emit;
 use crate::api::{ClusterStatus, Request};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,25 +25,22 @@ pub struct Args {
 pub fn run(args: Args) -> ExitCode {
     loop {
         let request = Request::Status { cluster: args.cluster.clone() };
-        let value = match call(&args.connection, &request, Duration::from_secs(10), |_| {}) {
+        let value = match call(&args.connection, &request, Duration::from_secs(10)) {
             Ok(value) => value,
             Err(code) => return code,
         };
-        if args.watch && args.output == Output::Human {
-            print!("\x1b[2J\x1b[H");
-        }
-        if args.output == Output::Human {
+        let read = if args.output == Output::Human {
+            let mut text = if args.watch { "\x1b[2J\x1b[H".to_owned() } else { String::new() };
             match serde_json::from_value::<Vec<ClusterStatus>>(value) {
-                Ok(clusters) if clusters.is_empty() => {
-                    println!("no clusters; next: skc apply -f SPEC.yaml");
-                }
-                Ok(clusters) => clusters.iter().for_each(|c| print!("{}", render(c))),
-                Err(error) => eprintln!("the agent's answer is not understood: {error}"),
+                Ok(clusters) if clusters.is_empty() => text += "no clusters; next: skc apply -f SPEC.yaml\n",
+                Ok(clusters) => text.extend(clusters.iter().map(render)),
+                Err(error) => return fail(&misunderstood(&error)),
             }
+            emit(&text)
         } else {
-            print_value(args.output, &value);
-        }
-        if !args.watch {
+            print_value(args.output, &value)
+        };
+        if !args.watch || !read {
             return ExitCode::SUCCESS;
         }
         std::thread::sleep(Duration::from_secs(1));

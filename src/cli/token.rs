@@ -1,6 +1,7 @@
 //! `skc token`: Print a one-time token for the second node.
 
 use super::init::{State, fail_link};
+use super::output::{errln, outln};
 use crate::link::LinkError;
 use crate::link::pki::{Identity, token};
 use std::process::ExitCode;
@@ -25,8 +26,8 @@ pub fn run(args: Args) -> ExitCode {
     };
     match issue() {
         Ok((identity, text)) => {
-            println!("{text}");
-            eprintln!(
+            outln!("{text}");
+            errln!(
                 "valid once, for {} minutes, while `skc agent` runs here ({})\n  \
                  next: on the other node: skc join TOKEN --name NAME --address ADDRESS",
                 token::LIFETIME.as_secs() / 60,

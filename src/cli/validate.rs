@@ -56,7 +56,9 @@ pub fn run(args: Args) -> ExitCode {
         }
     };
     match output {
-        Output::Human => emit(&human(&loaded, &findings)),
+        Output::Human => {
+            emit(&human(&loaded, &findings));
+        }
         output => {
             let specs: Vec<_> = loaded
                 .iter()

@@ -8,6 +8,7 @@ pub mod errno;
 pub mod fdpass;
 pub mod file;
 pub mod fusectl;
+pub mod hangup;
 pub mod icmp;
 pub mod inspect;
 pub mod mount;
