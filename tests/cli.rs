@@ -82,6 +82,30 @@ fn without_an_agent_every_verb_that_asks_one_says_so() {
     }
 }
 
+#[test]
+fn what_is_not_there_yet_says_so_and_starts_nothing() {
+    for app in ["sqlite", "postgres"] {
+        let ran = skc(&["demo", "--app", app]);
+        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{app}");
+        assert!(ran.err.starts_with("error[SKC-E7021]: ") && ran.err.contains("--app ledger"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn an_unconfirmed_operation_and_a_missing_lab_have_their_codes() {
+    for args in [&["delete", "shop"] as &[&str], &["stop", "shop"], &["promote", "shop", "--force"]] {
+        let ran = skc(args);
+        assert_eq!(ran.code, Some(2), "{args:?}");
+        assert!(ran.err.contains("error[SKC-E7031]: ") && ran.err.contains("--yes"), "{args:?}: {}", ran.err);
+    }
+    let ran = skc(&["lab", "status", "--name", "never-made"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.err.starts_with("error[SKC-E7041]: "), "{}", ran.err);
+    let ran = skc(&["passthrough", "--foreground", "/nonexistent"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.err.starts_with("error[SKC-E7044]: "), "{}", ran.err);
+}
+
 /// A lab whose pair runs.
 fn pair(name: &str) -> Option<Arena> {
     let arena = arena(name)?;

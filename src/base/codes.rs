@@ -159,8 +159,6 @@ codes! {
     // Services and checkers
     SVC_START = "SKC-E6001", "A service did not start";
     SVC_STOP = "SKC-E6002", "A service did not stop in time";
-    SVC_DIED = "SKC-E6003", "A service ended by itself";
-    SVC_CHECKER = "SKC-E6004", "A checker failed";
     SVC_COMMAND = "SKC-E6007", "A command cannot be run";
     // Command line, API, agent, lab
     API_REQUEST = "SKC-E7001", "The request or the answer was not understood";
@@ -192,9 +190,11 @@ codes! {
     CLI_CONFIRM = "SKC-E7031", "The operation was not confirmed";
     CLI_UNKNOWN_TOPIC = "SKC-E7032", "There is no such code or condition";
     CLI_TIMEOUT = "SKC-E7033", "The wait ended before the state was reached";
-    LAB_SETUP = "SKC-E7040", "The lab could not be built";
-    LAB_NAME = "SKC-E7041", "There is no such lab or it is already up";
+    LAB_SETUP = "SKC-E7040", "The machine refused a step of the lab";
+    LAB_REFUSED = "SKC-E7041", "The lab is not as the verb needs it";
     LAB_VERDICT = "SKC-E7042", "The demo found a loss or a difference";
+    LEDGER = "SKC-E7043", "The ledger application failed";
+    PASSTHROUGH = "SKC-E7044", "The directory cannot be served without a peer";
     // Reasons: why a cluster is as it is
     REASON_0101 = "SKC-R0101", "The directory has not been looked at yet";
     REASON_0102 = "SKC-R0102", "The directory is missing";

@@ -2,6 +2,7 @@
 
 use super::output::{complain, errln, out, outln};
 use crate::api::{ApiError, Document, Request, client};
+use crate::base::codes::{self, Code};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -47,6 +48,11 @@ pub fn stream(
     item: impl FnMut(serde_json::Value) -> ControlFlow<()>,
 ) -> Result<serde_json::Value, ExitCode> {
     client::call(&connection.socket, request, patience, item).map_err(|error| fail(&error))
+}
+
+/// Prints an error without a hint: its page has one.
+pub fn failed(code: Code, message: impl std::fmt::Display) -> ExitCode {
+    fail(&ApiError { code: code.id.to_owned(), message: message.to_string(), hint: None })
 }
 
 /// The agent answered something that this version does not know.
@@ -119,11 +125,22 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>, depth: usize) -> std::io::Resu
     Ok(())
 }
 
-/// Asks a yes/no question on the terminal; without a terminal the answer is no.
-pub fn confirm(question: &str) -> bool {
+/// Asks a yes/no question on the terminal unless `yes`; without a terminal the answer is no.
+pub fn confirm(question: &str, yes: bool) -> Result<(), ExitCode> {
+    if yes || answered(question) {
+        return Ok(());
+    }
+    Err(fail(&ApiError::new(
+        codes::CLI_CONFIRM.id,
+        "not confirmed; nothing was changed",
+        "--yes goes on without asking",
+    )))
+}
+
+fn answered(question: &str) -> bool {
     use std::io::{BufRead, IsTerminal};
     if !std::io::stdin().is_terminal() {
-        errln!("{question}\n  not a terminal: give --yes to go on");
+        errln!("{question}\n  there is no terminal to ask on");
         return false;
     }
     complain(&format!("{question} [y/N] "));

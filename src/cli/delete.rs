@@ -23,8 +23,8 @@ pub struct Args {
 /// Runs the verb.
 pub fn run(args: Args) -> ExitCode {
     let question = format!("{}: this removes the cluster from both nodes (data stays). Go on?", args.cluster);
-    if !args.yes && !confirm(&question) {
-        return ExitCode::from(1);
+    if let Err(code) = confirm(&question, args.yes) {
+        return code;
     }
     let request = Request::Delete { cluster: args.cluster, force: args.force };
     match call(&args.connection, &request, Duration::from_secs(30)) {

@@ -1,16 +1,24 @@
 //! `skc demo`: a two-node cluster on this machine: write, cut the power, fail over, come back, swap.
 
-use super::common::Output;
+use super::common::{Output, fail, failed};
 use super::output::{complain, emit, errln, outln};
+use crate::api::ApiError;
+use crate::base::codes;
 use crate::lab::demo::{self, Options, setup::Setup, show};
 use crate::lab::{Lab, LabError};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Exit code when something was lost or differs.
+const LOSS: u8 = 1;
+
 /// Arguments of `skc demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// The application
+    #[arg(long, value_enum, default_value_t)]
+    app: App,
     /// Leave the lab running and say how to look around
     #[arg(long)]
     keep: bool,
@@ -31,15 +39,35 @@ pub struct Args {
     name: String,
 }
 
+/// What writes, is killed and must have lost nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+enum App {
+    /// The built-in ledger: appends records, each with an fdatasync
+    #[default]
+    Ledger,
+    /// Not yet
+    Sqlite,
+    /// Not yet
+    Postgres,
+}
+
 /// Runs the verb.
 pub fn run(args: Args) -> ExitCode {
+    if args.app != App::Ledger {
+        let name = if args.app == App::Sqlite { "sqlite" } else { "postgres" };
+        let hint = "skc demo --app ledger shows the same with a program that needs no installation";
+        return fail(&ApiError::new(
+            codes::NOT_YET.id,
+            format!("skc demo --app {name} is not there yet; nothing was started"),
+            hint,
+        ));
+    }
     let human = args.output == Output::Human;
     let colour = human && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let program = match std::env::current_exe() {
         Ok(program) => program,
         Err(error) => {
-            errln!("skc demo: find this program: {error}");
-            return ExitCode::from(2);
+            return failed(codes::LAB_SETUP, format!("find this program: {error}"));
         }
     };
     let options = Options {
@@ -64,9 +92,22 @@ pub fn run(args: Args) -> ExitCode {
             } else {
                 super::common::print_value(args.output, &serde_json::json!(report));
             }
-            ExitCode::from(u8::from(!report.good()))
+            if report.good() {
+                return ExitCode::SUCCESS;
+            }
+            let dir =
+                Lab::new(&options.name, None, options.program).map(|lab| lab.dir().display().to_string());
+            let (lost, seed, dir) = (report.lost, report.seed, dir.unwrap_or_default());
+            failed(
+                codes::LAB_VERDICT,
+                format!(
+                    "{lost} records lost, trees equal: {}; seed {seed}, all of it is kept in {dir}",
+                    report.trees_equal
+                ),
+            );
+            ExitCode::from(LOSS)
         }
-        Err(error) => failed(&options, &error),
+        Err(error) => broken(&options, &error),
     }
 }
 
@@ -78,29 +119,19 @@ fn hints(options: &Options) {
     }
 }
 
-fn failed(options: &Options, error: &LabError) -> ExitCode {
-    match error {
-        LabError::NeedsRoot => {
-            let program = options.program.display();
-            errln!(
-                "skc demo: needs root for its network namespaces and FUSE mounts; run: sudo {program} demo"
-            );
-        }
-        error => {
-            errln!("skc demo: {error}");
-            if let Ok(lab) = Lab::new(&options.name, None, options.program.clone())
-                && lab.is_up()
-            {
-                complain(&lab.diagnosis());
-                errln!(
-                    "seed {}; the lab is left as it is: `skc lab down --name {}`",
-                    options.seed,
-                    lab.name()
-                );
-            }
-        }
+fn broken(options: &Options, error: &LabError) -> ExitCode {
+    if let LabError::NeedsRoot = error {
+        let program = options.program.display();
+        let what = "skc demo needs root for its network namespaces and FUSE mounts";
+        return fail(&ApiError::new(error.code().id, what, format!("sudo {program} demo")));
     }
-    ExitCode::from(2)
+    if let Ok(lab) = Lab::new(&options.name, None, options.program.clone())
+        && lab.is_up()
+    {
+        complain(&lab.diagnosis());
+        errln!("seed {}; the lab is left as it is: `skc lab down --name {}`", options.seed, lab.name());
+    }
+    failed(error.code(), error)
 }
 
 fn random_seed() -> u64 {

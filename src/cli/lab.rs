@@ -1,5 +1,6 @@
 //! `skc lab`: the two-node lab, verb by verb.
 
+use super::common::failed;
 use super::output::{errln, out, outln};
 use crate::lab::bench;
 use crate::lab::forward::{self, shape::Shape};
@@ -192,10 +193,7 @@ impl PartArgs {
 pub fn run(args: Args) -> ExitCode {
     match verb(args) {
         Ok(code) => code,
-        Err(error) => {
-            errln!("skc lab: {error}");
-            ExitCode::from(2)
-        }
+        Err(error) => failed(error.code(), error),
     }
 }
 

@@ -1,6 +1,8 @@
 //! `skc ledger`: the small real application of the demo (server, client, checker).
 
-use super::output::{errln, outln};
+use super::common::failed;
+use super::output::outln;
+use crate::base::codes;
 use crate::lab::ledger::client::{Load, Options, read_journal};
 use crate::lab::ledger::{check, server};
 use clap::Subcommand;
@@ -82,10 +84,7 @@ pub fn run(args: Args) -> ExitCode {
         }
         Verb::Check { data, journal } => verify(&data, &journal),
     };
-    result.unwrap_or_else(|error| {
-        errln!("skc ledger: {error}");
-        ExitCode::from(2)
-    })
+    result.unwrap_or_else(|error| failed(codes::LEDGER, error))
 }
 
 fn client(options: Options, seconds: Option<f64>) -> Result<ExitCode, String> {

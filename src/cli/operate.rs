@@ -79,10 +79,9 @@ pub fn adopt(args: AdoptArgs) -> ExitCode {
 
 fn go(args: &Args, action: Action, question: Option<&str>) -> ExitCode {
     if let Some(question) = question
-        && !args.yes
-        && !confirm(&format!("{}: this {question} Go on?", args.cluster))
+        && let Err(code) = confirm(&format!("{}: this {question} Go on?", args.cluster), args.yes)
     {
-        return ExitCode::from(1);
+        return code;
     }
     let request = Request::Operate { cluster: args.cluster.clone(), action };
     match call(&args.connection, &request, Duration::from_secs(args.wait)) {

@@ -1,8 +1,10 @@
 //! `skc passthrough`: Mount the mirror file system over a directory without a peer (benchmarks and file-system tests).
 
+use super::common::failed;
 use super::output::errln;
 use crate::base::Volume;
-use crate::fuse::{self, Local, Mount};
+use crate::base::codes::{self, Code};
+use crate::fuse::{self, Local, Mount, MountError, PrepareError};
 use crate::sys::backing::Backing;
 use crate::tree::Tree;
 use std::io::{Read, Write};
@@ -32,21 +34,33 @@ pub struct Args {
     pidfile: Option<PathBuf>,
 }
 
+/// Why it is not mounted, with the page that says more.
+struct Failure(Code, String);
+
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self(codes::PASSTHROUGH, message)
+    }
+}
+
+impl From<MountError> for Failure {
+    fn from(error: MountError) -> Self {
+        Self(error.code(), error.to_string())
+    }
+}
+
 /// Runs the verb.
 #[allow(clippy::needless_pass_by_value)] // every verb has this signature
 pub fn run(args: Args) -> ExitCode {
     let result = if args.foreground { serve(&args) } else { background(&args) };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            errln!("skc passthrough: {message}");
-            ExitCode::from(2)
-        }
+        Err(Failure(code, message)) => failed(code, message),
     }
 }
 
 /// Starts this program again in the foreground and waits until it is mounted.
-fn background(args: &Args) -> Result<(), String> {
+fn background(args: &Args) -> Result<(), Failure> {
     let exe = std::env::current_exe().map_err(|e| format!("finding this program: {e}"))?;
     let mut command = Command::new(exe);
     command.arg("passthrough").arg(&args.dir).args(["--foreground", "--ready-fd", "1"]);
@@ -57,14 +71,21 @@ fn background(args: &Args) -> Result<(), String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0).current_dir("/");
     let mut child = command.spawn().map_err(|e| format!("starting the daemon: {e}"))?;
     let mut ready = [0; 1];
-    let stdout = child.stdout.as_mut().ok_or("no pipe to the daemon")?;
+    let stdout = child.stdout.as_mut().ok_or_else(|| "no pipe to the daemon".to_owned())?;
     // Ends with the daemon: it either mounts within the kernel's time or exits.
-    stdout.read_exact(&mut ready).map_err(|_| "the daemon could not mount, see above".to_owned())
+    stdout.read_exact(&mut ready).map_err(|_| "the daemon could not mount, see above".to_owned().into())
 }
 
-fn serve(args: &Args) -> Result<(), String> {
+fn prepare_code(error: &PrepareError) -> Code {
+    match error {
+        PrepareError::AlreadyMounted(_) => codes::FS_BUSY_MOUNT,
+        _ => codes::FS_MOUNT,
+    }
+}
+
+fn serve(args: &Args) -> Result<(), Failure> {
     crate::sys::resources::prepare(); // before there are threads
-    let path = fuse::prepare(&args.dir).map_err(|e| e.to_string())?;
+    let path = fuse::prepare(&args.dir).map_err(|e| Failure(prepare_code(&e), e.to_string()))?;
     let backing = Backing::open(&path).map_err(|e| format!("opening {}: errno {}", path.display(), e.0))?;
     for holder in fuse::holders::find(&path) {
         errln!(
@@ -77,15 +98,14 @@ fn serve(args: &Args) -> Result<(), String> {
     }
     let tree = Arc::new(Tree::new(Volume(0), backing));
     let options = fuse::Options { workers: usize::from(args.workers), ..fuse::Options::default() };
-    let mount =
-        Mount::with_options(tree, Arc::new(Local::default()), &path, options).map_err(|e| e.to_string())?;
+    let mount = Mount::with_options(tree, Arc::new(Local::default()), &path, options)?;
     let served = announce(args).and_then(|()| wait(&mount));
     let unmounted = if mount.is_alive() { mount.unmount() } else { Ok(()) };
     served?;
-    unmounted.map_err(|e| format!("unmounting {}: errno {}", path.display(), e.0))
+    unmounted.map_err(|e| format!("unmounting {}: errno {}", path.display(), e.0).into())
 }
 
-fn announce(args: &Args) -> Result<(), String> {
+fn announce(args: &Args) -> Result<(), Failure> {
     if let Some(pidfile) = &args.pidfile {
         std::fs::write(pidfile, format!("{}\n", std::process::id()))
             .map_err(|e| format!("writing {}: {e}", pidfile.display()))?;
@@ -102,7 +122,7 @@ fn announce(args: &Args) -> Result<(), String> {
 }
 
 /// Until a signal asks to stop, or somebody unmounted.
-fn wait(mount: &Mount) -> Result<(), String> {
+fn wait(mount: &Mount) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

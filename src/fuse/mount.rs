@@ -11,6 +11,7 @@ use super::fs::MirrorFs;
 use super::init::{self, HEAD_ROOM, InitError, InitValues, MAX_WRITE};
 use super::mountinfo;
 use super::session::Session;
+use crate::base::codes::{self, Code};
 use crate::ports::{Errno, Replicator};
 use crate::sys::fusectl::{Abort, FuseCtl};
 use crate::sys::mount::{self, Unmount};
@@ -57,6 +58,21 @@ pub enum MountError {
     /// The mount is not in mountinfo: something else unmounted it at once.
     #[error("{0} is mounted but not in mountinfo")]
     Vanished(PathBuf),
+}
+
+impl MountError {
+    /// Its page for `skc explain`.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Device(_) => codes::FS_NO_FUSE,
+            Self::Init(_) => codes::FS_KERNEL,
+            Self::Backing { .. }
+            | Self::Stacked(_)
+            | Self::Mount { .. }
+            | Self::Threads(_)
+            | Self::Vanished(_) => codes::FS_MOUNT,
+        }
+    }
 }
 
 /// Settings that have a sensible default.

@@ -1,5 +1,6 @@
 //! What can go wrong in the lab.
 
+use crate::base::codes::{self, Code};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,6 +50,18 @@ pub enum LabError {
     /// No such lab, node, link, or not in the state that the verb needs.
     #[error("{0}")]
     Refused(String),
+}
+
+impl LabError {
+    /// Its page for `skc explain`.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NeedsRoot => codes::CLI_ROOT,
+            Self::Missing { .. } | Self::Io { .. } | Self::Command { .. } => codes::LAB_SETUP,
+            Self::Timeout { .. } => codes::CLI_TIMEOUT,
+            Self::Refused(_) => codes::LAB_REFUSED,
+        }
+    }
 }
 
 /// Result of a lab operation.

@@ -142,7 +142,7 @@ struct Demo<'a> {
 
 /// Runs the demo; `tell` is called with each line of the timeline as it happens.
 ///
-/// After an error the lab is left as it is, for diagnosis; the next run removes it.
+/// After an error or a loss the lab is left as it is, for diagnosis; the next run removes it.
 pub fn run(options: &Options, tell: &mut dyn FnMut(&Step)) -> Result<Report> {
     Lab::preflight()?;
     let lab = Lab::new(&options.name, None, options.program.clone())?;
@@ -161,7 +161,7 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Step)) -> Result<Report> {
     let Demo { lab, mut report, begin, .. } = demo;
     if options.keep {
         fs::write(&kept, b"").map_err(|source| LabError::Io { op: "write", path: kept, source })?;
-    } else {
+    } else if report.good() {
         lab.down()?;
     }
     report.seconds = begin.elapsed().as_secs_f64();
