@@ -134,3 +134,115 @@ fn readers_of_an_agents_answers_may_go_away() {
         assert_eq!(ended, (Some(0), String::new()), "{args:?}");
     }
 }
+
+fn skc_in(arena: &Arena, node: Node, args: &[&str]) -> Ran {
+    let argv: Vec<&str> = std::iter::once("skc").chain(args.iter().copied()).collect();
+    let output = arena.exec(node, &argv, STEP).expect("it runs");
+    Ran { code: output.status.code(), out: output.stdout, err: output.stderr }
+}
+
+/// A spec without services: two directories of the pair, kept equal.
+fn spec(arena: &Arena, name: &str, timeout: &str) -> String {
+    let text = format!(
+        "apiVersion: skc.dev/v1\nkind: ClusterSpec\nmetadata: {{name: {name}}}\nspec:\n  nodes:\n    \
+         - {{name: node-a, addresses: [10.77.1.1, 10.77.2.1]}}\n    \
+         - {{name: node-b, addresses: [10.77.1.2, 10.77.2.2]}}\n  directories: [{{path: /srv/{name}}}]\n  \
+         heartbeat: {{timeout: {timeout}}}\n  arbitration: {{ping: [10.77.1.254]}}\n"
+    );
+    for node in Node::PAIR {
+        std::fs::create_dir_all(arena.backing(node, &format!("/srv/{name}"))).expect("the directory");
+    }
+    let path = arena.dir().join(format!("{name}.yaml"));
+    std::fs::write(&path, text).expect("the spec");
+    path.display().to_string()
+}
+
+fn clusters(arena: &Arena, node: Node) -> Vec<String> {
+    let ran = skc_in(arena, node, &["get", "-o", "json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let all: Vec<serde_json::Value> = serde_json::from_str(&ran.out).expect("JSON");
+    all.iter().map(|c| c["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+#[test]
+fn specs_are_compared_applied_waited_for_and_pruned() {
+    let Some(arena) = pair("cli-apply") else { return };
+    let run = |args: &[&str]| skc_in(&arena, Node::NodeA, args);
+    let shop = spec(&arena, "shop", "2s");
+    // Nothing is there: everything is a change, and a dry run changes nothing.
+    for args in [&["diff", "-f", &shop] as &[&str], &["apply", "--dry-run", "-f", &shop]] {
+        let ran = run(args);
+        assert_eq!(ran.code, Some(1), "{args:?}: {}", ran.err);
+        assert!(ran.out.contains("shop"), "{args:?}: {}", ran.out);
+        assert!(clusters(&arena, Node::NodeA).is_empty());
+    }
+    let ran = run(&["apply", "-f", &shop, "--wait", "--timeout", "25s", "-o", "json"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let applied: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
+    assert_eq!((&applied[0]["result"], &applied[0]["revision"]), (&"created".into(), &1.into()));
+    let both = Node::PAIR.map(|node| arena.cluster(node, "shop").expect("the status"));
+    assert!(both.iter().all(|c| c["ready"] == "Ready" && c["role"] != "ALONE"), "{both:?}");
+    // The same again is no change.
+    assert_eq!(run(&["diff", "-f", &shop]).code, Some(0));
+    assert_eq!(run(&["apply", "--dry-run", "-f", &shop]).code, Some(0));
+    // Errors are 2, and nothing is in force of what was refused.
+    for args in [
+        &["diff", "-f", "/nonexistent.yaml"] as &[&str],
+        &["apply", "-f", "/dev/null"],
+        &["apply", "-f", &shop, "--check-index", "99"],
+        &["status", "nonsense"],
+        &["start", "nonsense"],
+    ] {
+        let ran = run(args);
+        assert_eq!(ran.code, Some(2), "{args:?}: {}{}", ran.out, ran.err);
+        assert!(ran.err.starts_with("error[SKC-E"), "{args:?}: {}", ran.err);
+    }
+    let changed = spec(&arena, "shop", "3s");
+    assert_eq!(run(&["diff", "-f", &changed]).code, Some(1));
+    assert_eq!(run(&["apply", "-f", &changed, "--check-index", "1"]).code, Some(0));
+    assert_eq!(run(&["apply", "-f", &changed, "--check-index", "1"]).code, Some(2), "it is at 2 now");
+    // Several files, and standard input.
+    let files = spec(&arena, "files", "2s");
+    assert_eq!(run(&["diff", "-f", &shop, "-f", &files]).code, Some(1));
+    let piped = arena.exec(Node::NodeA, &["sh", "-c", &format!("skc apply -f - --wait < {files}")], STEP);
+    let piped = piped.expect("it runs");
+    assert!(piped.status.success(), "{}", piped.stderr);
+    assert_eq!(clusters(&arena, Node::NodeA), ["files", "shop"]);
+    // Surplus clusters go only when asked for, confirmed, and stopped.
+    let prune = ["apply", "-f", &shop, "--prune"];
+    let ran = run(&prune);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.err.contains("removes files") && ran.err.contains("error[SKC-E7031]"), "{}", ran.err);
+    let ran = run(&[&prune[..], &["--dry-run"]].concat());
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.out.contains("files (pruned)"), "{}", ran.out);
+    let ran = run(&[&prune[..], &["--yes"]].concat());
+    assert_eq!(ran.code, Some(2), "it runs");
+    assert!(
+        ran.err.contains("SKC-E7022") && ran.out.contains("files (not pruned)"),
+        "{}{}",
+        ran.err,
+        ran.out
+    );
+    assert_eq!(clusters(&arena, Node::NodeA), ["files", "shop"]);
+    for node in Node::PAIR {
+        let ran = skc_in(&arena, node, &["stop", "files", "--yes"]);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+    }
+    let ran = run(&["apply", "-f", &files, "--wait", "--timeout", "5s"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.err.contains("stopped by the operator"), "{}", ran.err);
+    let ran = run(&[&prune[..], &["--yes"]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(clusters(&arena, Node::NodeA), ["shop"]);
+    until("the peer removes it, too", STEP, || clusters(&arena, Node::NodeB) == ["shop"]);
+    // A wait that cannot end says what it waited for.
+    arena.kill(Node::NodeB, skc::lab::Kill::Power).expect("a power cut");
+    until("the cut is noticed", STEP, || {
+        arena.cluster(Node::NodeA, "shop").is_ok_and(|c| c["peer"]["connected"] == false)
+    });
+    let late = spec(&arena, "shop", "2s");
+    let ran = run(&["apply", "-f", &late, "--wait", "--timeout", "1s"]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.err.contains("error[SKC-E7033]") && ran.err.contains("node-b"), "{}", ran.err);
+}

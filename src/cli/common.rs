@@ -1,10 +1,10 @@
 //! What the verbs share: where the agent is, how output looks, how errors are shown.
 
 use super::output::{complain, errln, out, outln};
-use crate::api::{ApiError, Document, Request, client};
+use crate::api::{ApiError, Request, client};
 use crate::base::codes::{self, Code};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -77,52 +77,6 @@ pub fn print_value(output: Output, value: &serde_json::Value) -> bool {
         Output::Yaml => out!("{}", serde_yaml::to_string(value).unwrap_or_default()),
         _ => outln!("{}", serde_json::to_string_pretty(value).unwrap_or_default()),
     }
-}
-
-/// Largest spec file read, and how many: far above any real repository.
-const FILE_MAX: u64 = 1 << 20;
-const FILES_MAX: usize = 1000;
-
-/// Reads a file or every `*.yaml`/`*.yml` below a directory, sorted by path.
-pub fn read_documents(path: &Path) -> Result<Vec<Document>, ApiError> {
-    let mut files = Vec::new();
-    collect(path, &mut files, 0).map_err(|e| unreadable(path, &e))?;
-    files.sort();
-    files
-        .into_iter()
-        .map(|file| {
-            let size = std::fs::metadata(&file).map_err(|e| unreadable(&file, &e))?.len();
-            if size > FILE_MAX {
-                return Err(ApiError::new(
-                    "SKC-E7005",
-                    format!("{} has {size} bytes; a spec file may have {FILE_MAX}", file.display()),
-                    "name the right file",
-                ));
-            }
-            let text = std::fs::read_to_string(&file).map_err(|e| unreadable(&file, &e))?;
-            Ok(Document { file: file.display().to_string(), text })
-        })
-        .collect()
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> ApiError {
-    ApiError::new("SKC-E7005", format!("cannot read {}: {error}", path.display()), "check the path")
-}
-
-fn collect(path: &Path, files: &mut Vec<PathBuf>, depth: usize) -> std::io::Result<()> {
-    if !std::fs::metadata(path)?.is_dir() {
-        files.push(path.to_owned());
-        return Ok(());
-    }
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?.path();
-        let hidden = entry.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-        let yaml = entry.extension().is_some_and(|e| e == "yaml" || e == "yml");
-        if depth < 16 && files.len() < FILES_MAX && !hidden && (entry.is_dir() || yaml) {
-            collect(&entry, files, depth + 1)?;
-        }
-    }
-    Ok(())
 }
 
 /// Asks a yes/no question on the terminal unless `yes`; without a terminal the answer is no.

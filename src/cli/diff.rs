@@ -1,17 +1,16 @@
 //! `skc diff`: what `skc apply` would change. Exit 0 nothing, 1 changes, 2 error.
 
-use super::common::{Connection, Output, call, fail, read_documents};
+use super::common::{Connection, Output, call, fail};
+use super::documents::Files;
 use crate::api::Request;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// Arguments of `skc diff`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A spec file or a directory of them.
-    #[arg(short, long)]
-    file: PathBuf,
+    #[command(flatten)]
+    files: Files,
     /// Output form.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -21,7 +20,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: Args) -> ExitCode {
-    let documents = match read_documents(&args.file) {
+    let documents = match args.files.read() {
         Ok(documents) => documents,
         Err(error) => return fail(&error),
     };

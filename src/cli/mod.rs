@@ -9,6 +9,7 @@ pub mod common;
 pub mod delete;
 pub mod demo;
 pub mod diff;
+pub mod documents;
 pub mod events;
 pub mod explain;
 pub mod get;
@@ -23,6 +24,7 @@ pub mod schema;
 pub mod status;
 pub mod token;
 pub mod validate;
+pub mod wait;
 
 use crate::api::Action;
 use clap::{Parser, Subcommand};
