@@ -7,7 +7,8 @@
 mod harness;
 
 use harness::{Arena, arena, until};
-use skc::lab::{Node, Orphan};
+use skc::lab::wait::{Condition, Part};
+use skc::lab::{Kill, Node, Orphan};
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -237,7 +238,7 @@ fn specs_are_compared_applied_waited_for_and_pruned() {
     assert_eq!(clusters(&arena, Node::NodeA), ["shop"]);
     until("the peer removes it, too", STEP, || clusters(&arena, Node::NodeB) == ["shop"]);
     // A wait that cannot end says what it waited for.
-    arena.kill(Node::NodeB, skc::lab::Kill::Power).expect("a power cut");
+    arena.kill(Node::NodeB, Kill::Power).expect("a power cut");
     until("the cut is noticed", STEP, || {
         arena.cluster(Node::NodeA, "shop").is_ok_and(|c| c["peer"]["connected"] == false)
     });
@@ -245,4 +246,52 @@ fn specs_are_compared_applied_waited_for_and_pruned() {
     let ran = run(&["apply", "-f", &late, "--wait", "--timeout", "1s"]);
     assert_eq!(ran.code, Some(2));
     assert!(ran.err.contains("error[SKC-E7033]") && ran.err.contains("node-b"), "{}", ran.err);
+}
+
+fn events(arena: &Arena, node: Node, last: &str, more: &[&str]) -> Vec<serde_json::Value> {
+    let ran = skc_in(arena, node, &[&["events", "-o", "json", "-n", last], more].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    ran.out.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
+}
+
+#[test]
+fn what_happened_is_still_told_after_the_agent_started_again() {
+    let Some(arena) = pair("cli-events") else { return };
+    let shop = spec(&arena, "shop", "1s");
+    let ran = skc_in(&arena, Node::NodeA, &["apply", "-f", &shop, "--wait", "--timeout", "25s"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let is = |node: Node, role: &str| arena.cluster(node, "shop").is_ok_and(|c| c["role"] == role);
+    let dead = if is(Node::NodeA, "PRIM") { Node::NodeA } else { Node::NodeB };
+    let survivor = dead.peer().expect("a pair");
+    arena.kill(dead, Kill::Power).expect("a power cut");
+    until("the survivor serves", STEP, || is(survivor, "ALONE"));
+    let before = events(&arena, survivor, "1000", &[]);
+    let id = |e: &serde_json::Value| e["failover_id"].as_str().map(str::to_owned);
+    let failover = before.iter().find_map(id).expect("an event of the failover");
+    let of_it = events(&arena, survivor, "1000", &["--failover", &failover]);
+    assert!(!of_it.is_empty() && of_it.len() < before.len(), "{} of {}", of_it.len(), before.len());
+    assert!(of_it.iter().all(|e| id(e).as_ref() == Some(&failover)), "{of_it:?}");
+    assert!(events(&arena, survivor, "1000", &["--failover", "f0"]).is_empty());
+    let lines = skc_in(&arena, survivor, &["events", "--failover", &failover]).out;
+    assert_eq!(lines.matches(&format!("[{failover}]")).count(), of_it.len(), "{lines}");
+    // All of it ends and starts again.
+    arena.kill_part(survivor, Part::All).expect("the agent dies");
+    arena.start_agent(survivor).expect("it starts again");
+    arena.wait(survivor, None, &[Condition::Agent], STEP).expect("it answers");
+    let after = events(&arena, survivor, "1000", &[]);
+    let all: Vec<_> = after.iter().map(|e| (e["time"].clone(), e["text"].clone())).collect();
+    // The log may begin after the very first event of a life.
+    for event in before.iter().filter(|event| event["kind"] != "AgentStarted") {
+        let times = all.iter().filter(|one| **one == (event["time"].clone(), event["text"].clone())).count();
+        assert_eq!(times, 1, "{event}");
+    }
+    assert_eq!(events(&arena, survivor, "1000", &["--failover", &failover]), of_it);
+    assert_eq!(events(&arena, survivor, "3", &[]).len(), 3);
+    // YAML is YAML: a stream of documents.
+    let yaml = skc_in(&arena, survivor, &["events", "-n", "2", "-o", "yaml"]).out;
+    let documents: Vec<_> = yaml.split("---\n").filter(|d| !d.is_empty()).collect();
+    assert_eq!(documents.len(), 2, "{yaml}");
+    for document in documents {
+        assert!(document.lines().any(|line| line.starts_with("text: ")), "{document}");
+    }
 }

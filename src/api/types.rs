@@ -73,6 +73,9 @@ pub enum Request {
         follow: bool,
         /// At most this many of the past.
         last: usize,
+        /// Only those of this failover.
+        #[serde(default)]
+        failover: Option<String>,
     },
     /// Validate, persist, replicate and act on specs.
     Apply {

@@ -17,6 +17,9 @@ pub struct Args {
     /// How many of the past.
     #[arg(short = 'n', long, default_value_t = 100)]
     last: usize,
+    /// Only those of one failover; its id stands at the end of each of its lines.
+    #[arg(long, value_name = "ID")]
+    failover: Option<String>,
     /// Output form: json prints one object a line, yaml one document an event.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -26,7 +29,7 @@ pub struct Args {
 
 /// Runs the verb.
 pub fn run(args: Args) -> ExitCode {
-    let request = Request::Events { follow: args.follow, last: args.last };
+    let request = Request::Events { follow: args.follow, last: args.last, failover: args.failover.clone() };
     // Following waits for the next event as long as it takes.
     let patience = Duration::from_secs(if args.follow { 365 * 86_400 } else { 10 });
     if args.follow {
@@ -61,5 +64,6 @@ fn line(event: &serde_json::Value) -> String {
         serde_json::Value::Null => String::new(),
         other => other.to_string(),
     };
-    format!("{:<24} {:<8} {:<12} {}", text("time"), text("node"), text("cluster"), text("text"))
+    let failover = event["failover_id"].as_str().map_or(String::new(), |id| format!("  [{id}]"));
+    format!("{:<24} {:<8} {:<12} {}{failover}", text("time"), text("node"), text("cluster"), text("text"))
 }

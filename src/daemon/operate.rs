@@ -7,9 +7,11 @@ use crate::api::{Action, Agent, ApiError, Request};
 use crate::base::ClusterId;
 use crate::bus::{Fact, Item};
 use crate::engine::{OperatorCommand, OperatorResult, Role};
+use crate::store::events::EventLog;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -42,7 +44,9 @@ impl Agent for Api {
                     to_its_end(operate(node, ClusterId(cluster), action, more)).await
                 }
                 Request::Sync { .. } => Err(not_yet("skc sync")),
-                Request::Events { follow, last } => events(&node, follow, last, more).await,
+                Request::Events { follow, last, failover } => {
+                    events(&node, Wanted { follow, last, failover }, more).await
+                }
             }
         })
     }
@@ -254,17 +258,47 @@ async fn operate(
     answer
 }
 
-async fn events(
-    node: &Node,
+/// Events of the past at most: as many as the bus keeps of one life.
+const PAST_MAX: usize = crate::bus::HISTORY_MAX;
+
+/// What was asked for of the events.
+struct Wanted {
     follow: bool,
     last: usize,
-    more: mpsc::Sender<Value>,
-) -> Result<Value, ApiError> {
-    let (history, mut stream) = node.bus().follow(last);
-    for event in history {
-        let _ = more.send(serde_json::to_value(&*event).unwrap_or_default()).await;
+    failover: Option<String>,
+}
+
+impl Wanted {
+    fn wants(&self, event: &Value) -> bool {
+        self.failover.as_ref().is_none_or(|id| event["failover_id"] == id.as_str())
     }
-    if !follow {
+}
+
+async fn events(node: &Node, wanted: Wanted, more: mpsc::Sender<Value>) -> Result<Value, ApiError> {
+    let wanted = Arc::new(wanted);
+    // The file first: what is written to it meanwhile is in the bus's history, too.
+    let (state, filter) = (node.shared.state.clone(), wanted.clone());
+    let read = move || EventLog::tail(&state, filter.last.min(PAST_MAX), |event| filter.wants(event));
+    let persisted = match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(events)) => events,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the events of the past cannot be read");
+            Vec::new()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "reading the events of the past ended early");
+            Vec::new()
+        }
+    };
+    let (history, mut stream) = node.bus().follow(PAST_MAX);
+    let history = history.iter().map(|event| serde_json::to_value(&**event).unwrap_or_default());
+    let past = merged(persisted, history.filter(|event| wanted.wants(event)).collect());
+    for event in past.into_iter().rev().take(wanted.last).rev() {
+        if more.send(event).await.is_err() {
+            return Ok(Value::Null);
+        }
+    }
+    if !wanted.follow {
         return Ok(Value::Null);
     }
     loop {
@@ -280,11 +314,22 @@ async fn events(
             }
             None => break,
         };
-        if more.send(value).await.is_err() {
+        let is_event = value.get("missed").is_none();
+        if (!is_event || wanted.wants(&value)) && more.send(value).await.is_err() {
             break;
         }
     }
     Ok(Value::Null)
+}
+
+/// The log's events, then those of this life of the agent that it does not have (yet). An id is unique
+/// within a life only, so the time tells lives apart.
+fn merged(mut persisted: Vec<Value>, history: Vec<Value>) -> Vec<Value> {
+    let key = |event: &Value| (event["id"].as_u64(), event["time"].as_str().map(str::to_owned));
+    let known: BTreeSet<_> = history.iter().map(key).collect();
+    persisted.retain(|event| !known.contains(&key(event)));
+    persisted.extend(history);
+    persisted
 }
 
 #[cfg(test)]
@@ -300,5 +345,26 @@ mod tests {
         drop(answers);
         let long = Duration::from_secs(1_000_000);
         assert_eq!(wait_for(std::future::pending::<()>(), &client, long).await, Waited::ClientLeft);
+    }
+
+    fn event(id: u64, time: &str) -> Value {
+        json!({"id": id, "time": time})
+    }
+
+    #[test]
+    fn events_of_earlier_lives_come_first_and_none_comes_twice() {
+        let persisted = vec![event(1, "a"), event(2, "b"), event(1, "c"), event(2, "d")];
+        let history = vec![event(1, "c"), event(2, "d"), event(3, "e")];
+        let all = merged(persisted, history);
+        let times: Vec<_> = all.iter().map(|e| e["time"].as_str().unwrap_or("")).collect();
+        assert_eq!(times, ["a", "b", "c", "d", "e"]);
+    }
+
+    #[test]
+    fn a_failover_is_told_from_the_rest() {
+        let wanted = Wanted { follow: false, last: 1, failover: Some("f-1".into()) };
+        assert!(wanted.wants(&json!({"failover_id": "f-1"})));
+        assert!(!wanted.wants(&json!({"failover_id": "f-2"})) && !wanted.wants(&json!({"id": 1})));
+        assert!(Wanted { failover: None, ..wanted }.wants(&json!({"id": 1})));
     }
 }

@@ -8,8 +8,10 @@ use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+/// The current file.
+const FILE: &str = "events.jsonl";
 /// Size at which a file is set aside: some ten thousand events.
 const ROTATE_AT: u64 = 4 << 20;
 /// Files kept beside the current one.
@@ -32,7 +34,7 @@ impl EventLog {
     /// # Errors
     /// I/O.
     pub fn open(state: &StateDir) -> Result<Self, StoreError> {
-        let path = state.path("events.jsonl");
+        let path = state.path(FILE);
         let (file, size) = append_to(&path)?;
         Ok(Self { path, file, size, rotate_at: ROTATE_AT })
     }
@@ -56,14 +58,19 @@ impl EventLog {
         Ok(())
     }
 
-    /// The newest `limit` events, oldest first. Lines that do not parse are skipped.
+    /// The newest `limit` events of a state directory that `keep` wants, oldest first. Lines that do not parse
+    /// are skipped. Somebody else may append meanwhile; if the files are rotated just now, some may be missing.
     ///
     /// # Errors
     /// I/O.
-    pub fn tail(&self, limit: usize) -> Result<Vec<serde_json::Value>, StoreError> {
+    pub fn tail(
+        state: &StateDir,
+        limit: usize,
+        keep: impl Fn(&serde_json::Value) -> bool,
+    ) -> Result<Vec<serde_json::Value>, StoreError> {
         let mut newest = std::collections::VecDeque::new();
         for index in (0..=KEEP).rev() {
-            let path = self.numbered(index);
+            let path = numbered(&state.path(FILE), index);
             let file = match File::open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -71,7 +78,9 @@ impl EventLog {
             };
             for line in BufReader::new(file).split(b'\n') {
                 let line = line.map_err(StoreError::io("read", &path))?;
-                if let Ok(event) = serde_json::from_slice(&line) {
+                if let Ok(event) = serde_json::from_slice(&line)
+                    && keep(&event)
+                {
                     newest.push_back(event);
                     if newest.len() > limit {
                         newest.pop_front();
@@ -97,12 +106,16 @@ impl EventLog {
     }
 
     fn numbered(&self, index: usize) -> PathBuf {
-        if index == 0 { self.path.clone() } else { self.path.with_extension(format!("jsonl.{index}")) }
+        numbered(&self.path, index)
     }
 }
 
+fn numbered(path: &Path, index: usize) -> PathBuf {
+    if index == 0 { path.to_owned() } else { path.with_extension(format!("jsonl.{index}")) }
+}
+
 /// Opens for appending; ends a half line that a power cut left, so that the next event stands alone.
-fn append_to(path: &std::path::Path) -> Result<(File, u64), StoreError> {
+fn append_to(path: &Path) -> Result<(File, u64), StoreError> {
     use std::os::unix::fs::FileExt;
     let mut file = OpenOptions::new()
         .create(true)
@@ -143,11 +156,13 @@ mod tests {
             .map(|entry| entry.metadata().unwrap().len())
             .sum();
         assert!(total <= 3000, "{total}");
-        let tail = log.tail(5).unwrap();
+        let tail = EventLog::tail(&state, 5, |_| true).unwrap();
         assert_eq!(
             tail.iter().map(|e| e["n"].as_u64().unwrap()).collect::<Vec<_>>(),
             [995, 996, 997, 998, 999]
         );
+        let even = EventLog::tail(&state, 2, |e| e["n"].as_u64().unwrap() % 2 == 0).unwrap();
+        assert_eq!(even.iter().map(|e| e["n"].as_u64().unwrap()).collect::<Vec<_>>(), [996, 998]);
     }
 
     #[test]
@@ -157,7 +172,7 @@ mod tests {
         std::fs::write(state.path("events.jsonl"), b"{\"n\":1}\n{\"n\":").unwrap();
         let mut log = EventLog::open(&state).unwrap();
         log.append(&serde_json::json!({ "n": 3 })).unwrap();
-        let tail = log.tail(10).unwrap();
+        let tail = EventLog::tail(&state, 10, |_| true).unwrap();
         assert_eq!(tail.iter().map(|e| e["n"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
         assert!(log.append(&"x".repeat(LINE_MAX)).is_err());
     }
