@@ -295,3 +295,52 @@ fn what_happened_is_still_told_after_the_agent_started_again() {
         assert!(document.lines().any(|line| line.starts_with("text: ")), "{document}");
     }
 }
+
+#[test]
+fn a_machine_is_checked_and_what_is_missing_has_its_code() {
+    let Some(arena) = pair("cli-check") else { return };
+    let check = |args: &[&str]| {
+        let ran = skc_in(&arena, Node::NodeA, &[&["check", "-o", "json"], args].concat());
+        let found: Vec<serde_json::Value> = serde_json::from_str(&ran.out).expect("JSON");
+        let bad: Vec<_> = found.iter().filter(|f| f["ok"] == false).cloned().collect();
+        assert_eq!(ran.code, Some(i32::from(!bad.is_empty())), "{found:#?}");
+        (found, bad)
+    };
+    let good = [
+        "--address",
+        "10.77.1.1",
+        "--vip",
+        "10.77.1.100/24",
+        "--peer",
+        "10.77.1.2",
+        "--directory",
+        "/srv/data",
+    ];
+    let (found, bad) = check(&good);
+    assert!(bad.is_empty(), "{bad:#?}");
+    let note = |what: &str| {
+        let one = found.iter().find(|f| f["what"].as_str().is_some_and(|w| w.starts_with(what)));
+        one.unwrap_or_else(|| panic!("{what} is looked at: {found:#?}"))["note"].to_string()
+    };
+    assert!(note("port 7690/tcp").contains("our own agent"), "{}", note("port 7690/tcp"));
+    assert!(note("port 7690/udp").contains("our own agent"), "{}", note("port 7690/udp"));
+    assert!(note("FUSE features").contains("protocol 7."), "{}", note("FUSE features"));
+    for what in ["kernel", "uid", "/dev/fuse", "file system", "space", "fsync", "address", "vip", "peer"] {
+        note(what);
+    }
+    // Without our agent's word the ports belong to somebody else.
+    for (args, code) in [
+        (&["--socket", NO_AGENT] as &[&str], "SKC-E2027"),
+        (&["--address", "192.0.2.1"], "SKC-E2004"),
+        (&["--vip", "10.77.1.9/24"], "SKC-E5006"),
+        (&["--vip", "192.0.2.1/24"], "SKC-E5003"),
+        (&["--directory", "/nonexistent"], "SKC-E3001"),
+        (&["--directory", "/proc"], "SKC-E3001"),
+    ] {
+        let (_, bad) = check(args);
+        assert!(bad.iter().any(|f| f["code"] == code), "{args:?}: {bad:#?}");
+    }
+    let files: Vec<_> =
+        std::fs::read_dir(arena.backing(Node::NodeA, "/srv/data")).expect("it is there").collect();
+    assert!(files.is_empty(), "{files:?}");
+}

@@ -143,6 +143,7 @@ codes! {
     FS_IO = "SKC-E3008", "The disk reports errors";
     FS_NO_FUSE = "SKC-E3009", "/dev/fuse cannot be opened";
     FS_ADOPT = "SKC-E3010", "The directory could not be adopted";
+    FS_SPACE = "SKC-E3011", "The disk has too little room";
     // Replication
     REPL_APPLY = "SKC-E4001", "The standby cannot apply";
     REPL_STUCK = "SKC-E4005", "The data path does not come to rest";
