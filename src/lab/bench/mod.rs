@@ -4,6 +4,7 @@
 //! node's root as this process sees it. The reference is a TCP ping-pong of 4 KiB between the two
 //! nodes, without TLS: what the network alone costs here.
 
+pub mod aims;
 pub mod work;
 
 use super::process::poll;
@@ -68,6 +69,8 @@ pub struct Report {
     pub ping_pong_us: (f64, f64),
     /// Every workload on every target.
     pub figures: Vec<Figure>,
+    /// What was to be reached, and was or was not.
+    pub aims: Vec<aims::Aim>,
 }
 
 /// What to run.
@@ -139,7 +142,10 @@ fn measure(lab: &Lab, options: &Options, tell: &mut dyn FnMut(&str)) -> Result<R
         }
         tell(&format!("round {round} of {} done", options.rounds));
     }
-    Ok(Report { ping_pong_us, figures: all.into_iter().map(|(w, t, times)| figure(w, t, times)).collect() })
+    let figures = all.into_iter().map(|(w, t, times)| figure(w, t, times)).collect();
+    let mut report = Report { ping_pong_us, figures, aims: Vec::new() };
+    report.aims = aims::of(&report);
+    Ok(report)
 }
 
 fn inside(target: Target) -> String {
@@ -276,6 +282,6 @@ pub fn table(report: &Report) -> String {
         }
     }
     let (p50, p99) = report.ping_pong_us;
-    let _ = writeln!(out, "{:<24} {:>8} {p50:>12.1} {p99:>12.1}", "TCP ping-pong 4 KiB", "net1");
-    out
+    let _ = writeln!(out, "{:<24} {:>8} {p50:>12.1} {p99:>12.1}\n", "TCP ping-pong 4 KiB", "net1");
+    out + &aims::lines(&report.aims)
 }
