@@ -107,6 +107,32 @@ fn an_unconfirmed_operation_and_a_missing_lab_have_their_codes() {
     assert!(ran.err.starts_with("error[SKC-E7044]: "), "{}", ran.err);
 }
 
+#[test]
+fn a_pair_is_made_with_answers_for_scripts() {
+    let home = tempfile::tempdir().expect("a directory");
+    let state = home.path().join("state").display().to_string();
+    let json = |args: &[&str]| {
+        let ran = skc(&[args, &["-o", "json"]].concat());
+        assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{args:?}");
+        serde_json::from_str::<serde_json::Value>(&ran.out).expect("JSON")
+    };
+    let made = json(&["init", "--state", &state, "--name", "node-a", "--address", "192.0.2.1"]);
+    assert_eq!((&made["node"], &made["state"]), (&"node-a".into(), &state.as_str().into()), "{made}");
+    let token = json(&["token", "--state", &state]);
+    assert!(
+        token["token"].as_str().is_some_and(|t| !t.is_empty()) && token["expires_in_s"].as_u64() > Some(0)
+    );
+    let again = skc(&["init", "--state", &state, "--name", "node-a", "--address", "192.0.2.1"]);
+    assert_eq!(again.code, Some(2));
+    assert!(again.err.starts_with("error[SKC-E2002]: "), "{}", again.err);
+    let ran = skc(&["join", "no-token", "--state", &state, "--name", "node-b", "--address", "192.0.2.2"]);
+    assert!(ran.code == Some(2) && ran.err.starts_with("error[SKC-E2010]: "), "{}", ran.err);
+    let plain = skc(&["lab", "--name", "never-made", "path", "node-a", "backing", "/srv/x"]).out;
+    let path = json(&["lab", "--name", "never-made", "path", "node-a", "backing", "/srv/x"]);
+    assert_eq!(path["path"].as_str(), Some(plain.trim()));
+    assert_eq!(skc(&["lab", "status", "-o", "nonsense"]).code, Some(2));
+}
+
 /// A lab whose pair runs.
 fn pair(name: &str) -> Option<Arena> {
     let arena = arena(name)?;

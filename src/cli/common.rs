@@ -1,6 +1,6 @@
 //! What the verbs share: where the agent is, how output looks, how errors are shown.
 
-use super::output::{complain, errln, out, outln};
+use super::output::{complain, emit, errln, out, outln};
 use crate::api::{ApiError, Request, client};
 use crate::base::codes::{self, Code};
 use std::ops::ControlFlow;
@@ -77,6 +77,11 @@ pub fn print_value(output: Output, value: &serde_json::Value) -> bool {
         Output::Yaml => out!("{}", serde_yaml::to_string(value).unwrap_or_default()),
         _ => outln!("{}", serde_json::to_string_pretty(value).unwrap_or_default()),
     }
+}
+
+/// Prints a result: `text` for people, else the value.
+pub fn say(output: Output, value: &serde_json::Value, text: impl FnOnce() -> String) -> bool {
+    if output == Output::Human { emit(&text()) } else { print_value(output, value) }
 }
 
 /// Asks a yes/no question on the terminal unless `yes`; without a terminal the answer is no.

@@ -1,6 +1,6 @@
 //! `skc delete`: removes a stopped cluster's spec from both nodes. Directories are left as they are.
 
-use super::common::{Connection, call, confirm};
+use super::common::{Connection, Output, call, confirm, say};
 use crate::api::Request;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,6 +16,9 @@ pub struct Args {
     /// Although the other node cannot be asked whether the cluster runs there: it never comes back.
     #[arg(long)]
     force: bool,
+    /// Output form.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
     #[command(flatten)]
     connection: Connection,
 }
@@ -26,9 +29,15 @@ pub fn run(args: Args) -> ExitCode {
     if let Err(code) = confirm(&question, args.yes) {
         return code;
     }
-    let request = Request::Delete { cluster: args.cluster, force: args.force };
+    let request = Request::Delete { cluster: args.cluster.clone(), force: args.force };
     match call(&args.connection, &request, Duration::from_secs(30)) {
-        Ok(_) => ExitCode::SUCCESS,
+        Ok(_) => {
+            let value = serde_json::json!({"cluster": args.cluster, "result": "removed"});
+            say(args.output, &value, || {
+                format!("{} is removed from both nodes; its directories stay as they are\n", args.cluster)
+            });
+            ExitCode::SUCCESS
+        }
         Err(code) => code,
     }
 }

@@ -1,7 +1,6 @@
 //! `skc init`: Create the pair: certificate authority, this node's certificate, state directory.
 
-use super::common::fail;
-use super::output::outln;
+use super::common::{Output, fail, say};
 use crate::api::ApiError;
 use crate::link::LinkError;
 use crate::link::pki::{self, NodeSetup, PORT};
@@ -60,6 +59,9 @@ impl Me {
 pub struct Args {
     #[command(flatten)]
     me: Me,
+    /// Output form.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
     #[command(flatten)]
     state: State,
 }
@@ -81,11 +83,14 @@ pub fn run(args: Args) -> ExitCode {
     };
     match work() {
         Ok(identity) => {
-            outln!("pair {} made; this is {}", identity.pair_id(), identity.me().name);
-            outln!("  state: {}", state.root().display());
-            outln!(
-                "  next:  start `skc agent` here, run `skc token`, then `skc join TOKEN` on the other node"
-            );
+            let (pair, node, root) = (identity.pair_id(), &identity.me().name, state.root().display());
+            let value = serde_json::json!({"pair": pair, "node": node, "state": root.to_string()});
+            say(args.output, &value, || {
+                format!(
+                    "pair {pair} made; this is {node}\n  state: {root}\n  next:  start `skc agent` here, run \
+                     `skc token`, then `skc join TOKEN` on the other node\n"
+                )
+            });
             ExitCode::SUCCESS
         }
         Err(error) => fail_link(&error),

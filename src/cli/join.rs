@@ -1,7 +1,7 @@
 //! `skc join`: Enrol this node in a pair with a token.
 
+use super::common::{Output, say};
 use super::init::{Me, State, fail_link};
-use super::output::outln;
 use crate::link::LinkError;
 use crate::link::join::join;
 use crate::link::pki::token::Token;
@@ -14,6 +14,9 @@ pub struct Args {
     token: String,
     #[command(flatten)]
     me: Me,
+    /// Output form.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
     #[command(flatten)]
     state: State,
 }
@@ -40,9 +43,13 @@ pub fn run(args: Args) -> ExitCode {
     };
     match work() {
         Ok(identity) => {
-            let peer = identity.peer().map_or("the first node", |peer| peer.name.as_str());
-            outln!("{} is enrolled with {peer}, pair {}", identity.me().name, identity.pair_id());
-            outln!("  next: start `skc agent` here");
+            let (pair, node) = (identity.pair_id(), &identity.me().name);
+            let peer = identity.peer().map(|peer| peer.name.as_str());
+            let value = serde_json::json!({"pair": pair, "node": node, "peer": peer});
+            say(args.output, &value, || {
+                let peer = peer.unwrap_or("the first node");
+                format!("{node} is enrolled with {peer}, pair {pair}\n  next: start `skc agent` here\n")
+            });
             ExitCode::SUCCESS
         }
         Err(error) => fail_link(&error),

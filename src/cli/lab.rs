@@ -1,7 +1,7 @@
 //! `skc lab`: the two-node lab, verb by verb.
 
-use super::common::failed;
-use super::output::{errln, out, outln};
+use super::common::{Output, failed, print_value, say};
+use super::output::{errln, outln};
 use crate::lab::bench;
 use crate::lab::forward::{self, shape::Shape};
 use crate::lab::node::{self, STATE_DIR};
@@ -10,7 +10,7 @@ use crate::lab::{Kill, Lab, LabError, Link, Node, Result};
 use clap::Subcommand;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Arguments of `skc lab`.
 #[derive(Debug, clap::Args)]
@@ -35,14 +35,17 @@ enum Verb {
         /// Machines only
         #[arg(long)]
         no_agent: bool,
+        /// Output form
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
     },
     /// End everything of the lab and remove it
     Down,
     /// Which nodes run, what is cut
     Status {
-        /// Machine-readable
-        #[arg(short, long)]
-        output: Option<String>,
+        /// Output form
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
     },
     /// Run a program inside a node; its exit code is passed on
     Exec {
@@ -116,6 +119,9 @@ enum Verb {
         /// Only this cluster
         #[arg(long)]
         cluster: Option<String>,
+        /// Output form
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
     },
     /// Print the host's path of a directory of a node: through its mounts, or its backing directory
     Path {
@@ -125,6 +131,9 @@ enum Verb {
         /// Path inside the node
         #[arg(default_value = "/srv")]
         path: String,
+        /// Output form
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
     },
     /// Measure the bare directory, FUSE without a peer, and the mirror, alternating
     Bench {
@@ -137,9 +146,9 @@ enum Verb {
         /// On what
         #[arg(long, value_enum, value_delimiter = ',', default_values_t = bench::Target::ALL)]
         targets: Vec<bench::Target>,
-        /// `json` prints one object
-        #[arg(short, long)]
-        output: Option<String>,
+        /// Output form
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
     },
     #[command(name = "__monitor", hide = true)]
     Monitor {
@@ -205,9 +214,9 @@ fn verb(args: Args) -> Result<ExitCode> {
     })?;
     let lab = Lab::new(&args.name, args.dir, program)?;
     match args.verb {
-        Verb::Up { spec, no_agent } => up(&lab, spec, no_agent)?,
+        Verb::Up { spec, no_agent, output } => up(&lab, spec, no_agent, output)?,
         Verb::Down => lab.down()?,
-        Verb::Status { output } => status(&lab, output.as_deref() == Some("json"))?,
+        Verb::Status { output } => status(&lab, output)?,
         Verb::Exec { node, command } => {
             let argv: Vec<&str> = command.iter().map(String::as_str).collect();
             let status = lab.exec_here(node, &argv)?;
@@ -233,23 +242,24 @@ fn verb(args: Args) -> Result<ExitCode> {
         }
         Verb::Stall(which) => lab.stall(which.node, which.part())?,
         Verb::Go(which) => lab.go(which.node, which.part())?,
-        Verb::Wait { node, conditions, timeout, cluster } => {
+        Verb::Wait { node, conditions, timeout, cluster, output } => {
             let limit = Duration::try_from_secs_f64(timeout)
                 .map_err(|error| LabError::Refused(format!("--timeout {timeout}: {error}")))?;
+            let begin = Instant::now();
             lab.wait(node, cluster.as_deref(), &conditions, limit)?;
+            let value =
+                serde_json::json!({"node": node, "met": true, "seconds": begin.elapsed().as_secs_f64()});
+            say(output, &value, String::new);
         }
-        Verb::Path { node, which, path } => {
+        Verb::Path { node, which, path, output } => {
             let found = if which == "mount" { lab.mounted(node, &path)? } else { lab.backing(node, &path) };
-            outln!("{}", found.display());
+            let shown = found.display().to_string();
+            say(output, &serde_json::json!({"path": shown}), || shown.clone() + "\n");
         }
         Verb::Bench { rounds, scale, targets, output } => {
             let options = bench::Options { targets, rounds, scale };
             let report = bench::run(&lab, &options, &mut |line| errln!("{line}"))?;
-            if output.as_deref() == Some("json") {
-                outln!("{:#}", serde_json::json!(report));
-            } else {
-                out!("{}", bench::table(&report));
-            }
+            say(output, &serde_json::json!(report), || bench::table(&report));
         }
         Verb::Monitor { node, boot_id } => node::monitor(&lab, node, &boot_id)?,
         Verb::Init { node, boot_id } => node::init(&lab, node, &boot_id)?,
@@ -263,22 +273,28 @@ fn verb(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn up(lab: &Lab, spec: Option<PathBuf>, no_agent: bool) -> Result<()> {
+fn up(lab: &Lab, spec: Option<PathBuf>, no_agent: bool, output: Output) -> Result<()> {
     lab.up()?;
+    let mut applied = String::new();
     if no_agent {
-        return lab.enrol();
+        lab.enrol()?;
+    } else {
+        lab.start_pair()?;
+        if let Some(spec) = spec {
+            applied = lab.apply(Node::NodeA, &spec)?;
+        }
     }
-    lab.start_pair()?;
-    if let Some(spec) = spec {
-        out!("{}", lab.apply(Node::NodeA, &spec)?);
-    }
+    let said: Vec<&str> = applied.lines().collect();
+    let value =
+        serde_json::json!({"name": lab.name(), "dir": lab.dir(), "agents": !no_agent, "applied": said});
+    say(output, &value, || applied.clone());
     Ok(())
 }
 
-fn status(lab: &Lab, json: bool) -> Result<()> {
+fn status(lab: &Lab, output: Output) -> Result<()> {
     let state = lab.state()?;
     let rows: Vec<_> = Node::ALL.into_iter().map(|node| (node, lab.booted(node).ok())).collect();
-    if json {
+    if output != Output::Human {
         let nodes: serde_json::Map<_, _> = rows
             .iter()
             .map(|(node, boot)| {
@@ -292,7 +308,7 @@ fn status(lab: &Lab, json: bool) -> Result<()> {
             })
             .collect();
         let all = serde_json::json!({"name": lab.name(), "dir": lab.dir(), "nodes": nodes, "cuts": state.cuts, "link": state.link});
-        outln!("{all:#}");
+        print_value(output, &all);
         return Ok(());
     }
     outln!("lab {}  {}", lab.name(), lab.dir().display());

@@ -1,7 +1,8 @@
 //! `skc token`: Print a one-time token for the second node.
 
+use super::common::{Output, say};
 use super::init::{State, fail_link};
-use super::output::{errln, outln};
+use super::output::errln;
 use crate::link::LinkError;
 use crate::link::pki::{Identity, token};
 use std::process::ExitCode;
@@ -9,6 +10,9 @@ use std::process::ExitCode;
 /// Arguments of `skc token`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Output form.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
     #[command(flatten)]
     state: State,
 }
@@ -26,13 +30,16 @@ pub fn run(args: Args) -> ExitCode {
     };
     match issue() {
         Ok((identity, text)) => {
-            outln!("{text}");
-            errln!(
-                "valid once, for {} minutes, while `skc agent` runs here ({})\n  \
-                 next: on the other node: skc join TOKEN --name NAME --address ADDRESS",
-                token::LIFETIME.as_secs() / 60,
-                identity.me().name,
-            );
+            let (node, seconds) = (&identity.me().name, token::LIFETIME.as_secs());
+            let value = serde_json::json!({"token": text, "node": node, "expires_in_s": seconds});
+            say(args.output, &value, || format!("{text}\n"));
+            if args.output == Output::Human {
+                errln!(
+                    "valid once, for {} minutes, while `skc agent` runs here ({node})\n  \
+                     next: on the other node: skc join TOKEN --name NAME --address ADDRESS",
+                    seconds / 60,
+                );
+            }
             ExitCode::SUCCESS
         }
         Err(error) => fail_link(&error),
