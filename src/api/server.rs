@@ -290,7 +290,7 @@ mod tests {
         let (_dir, path) = served(Arc::new(Waits(mpsc::channel(100).0))).await;
         let mut clients = Vec::new();
         for _ in 0..CONNECTIONS_MAX {
-            clients.push(asked(&path, &Request::Events { follow: true, last: 0 }).await);
+            clients.push(asked(&path, &Request::Events { follow: true, last: 0, failover: None }).await);
         }
         let refused = answer(clients.pop().expect("the one too many")).await;
         assert_eq!(refused.error.map(|e| e.code).as_deref(), Some("SKC-E7006"));

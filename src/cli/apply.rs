@@ -72,7 +72,7 @@ fn work(args: &Args) -> Result<ExitCode, ExitCode> {
     let mut failed = false;
     for name in surplus {
         let removed = args.dry_run || {
-            let request = Request::Delete { cluster: name.clone() };
+            let request = Request::Delete { cluster: name.clone(), force: false };
             call(&args.connection, &request, PATIENCE).is_ok()
         };
         failed |= !removed;

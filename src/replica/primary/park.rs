@@ -133,7 +133,9 @@ pub(super) fn run(weak: &Weak<Inner>) {
         if parked.closed {
             let rest = std::mem::take(&mut parked.queue);
             drop(parked);
-            rest.into_iter().for_each(|(request, _)| run_again(request));
+            for (request, _) in rest {
+                run_again(request);
+            }
             return;
         }
         match parked.queue.pop_front() {

@@ -303,7 +303,9 @@ impl Table {
             let cut = ticks[ticks.len() / 4];
             let old: Vec<FileId> =
                 self.fds.iter().filter(|(_, open)| open.tick <= cut).map(|(id, _)| *id).collect();
-            old.into_iter().for_each(|id| self.close(id));
+            for id in old {
+                self.close(id);
+            }
         }
         self.tick += 1;
         self.fds.insert(id, Open { fd: Arc::clone(fd), tick: self.tick, dirty: false });
