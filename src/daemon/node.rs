@@ -456,6 +456,8 @@ impl Node {
                 LinkEvent::Down { session: s, reason } => {
                     let path = String::new();
                     self.bus().publish(None, Fact::LinkDown { path, reason: reason.to_string() });
+                    // What the peer's former life said holds no longer; the living one repeats itself at once.
+                    self.peer_roles.lock().unwrap_or_else(PoisonError::into_inner).clear();
                     for unit in self.units() {
                         unit.core.input(Input::LinkDown { link: LinkId(s) });
                     }

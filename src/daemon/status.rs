@@ -142,13 +142,13 @@ fn command_line(command: &str, cluster: &str, nodes: &[String]) -> String {
     for (at, word) in command.split(' ').enumerate() {
         let named = matches!(before, "node" | "--source");
         // The end of a remark in parentheses stays.
-        let (bare, end) = word.strip_suffix(')').map_or((word, ""), |bare| (bare, ")"));
+        let bare = word.trim_end_matches([')', ',', '.']);
         let name = match bare {
             "A" if named => nodes.first(),
             "B" if named => nodes.get(1),
             _ => None,
         };
-        words.push(name.map_or_else(|| word.to_owned(), |name| format!("{name}{end}")));
+        words.push(name.map_or_else(|| word.to_owned(), |name| word.replacen(bare, name, 1)));
         if at == 0 {
             words.push(cluster.to_owned());
         }
@@ -276,7 +276,7 @@ mod tests {
             command_line("promote --force (if node B never comes back)", "shop", &nodes),
             "skc promote shop --force (if node beta never comes back)"
         );
-        assert_eq!(command_line("adopt --source A", "shop", &nodes), "skc adopt shop --source alpha");
         assert_eq!(command_line("start (on node B)", "shop", &nodes), "skc start shop (on node beta)");
+        assert_eq!(command_line("adopt --source A", "shop", &nodes), "skc adopt shop --source alpha");
     }
 }
