@@ -232,7 +232,7 @@ impl Node {
         }
     }
 
-    /// Reconciles now and every [`TRY_AGAIN`]; changes of specs do it in between.
+    /// Reconciles now and every ten seconds; changes of specs do it in between.
     pub async fn keep_up(self: Arc<Self>) {
         loop {
             self.reconcile().await;
