@@ -70,16 +70,6 @@ impl<D: Clone + PartialEq> Wishes<D> {
         true
     }
 
-    /// Something may have changed by itself: look now.
-    pub fn look(&self, cluster: &ClusterId) {
-        self.handle.trigger(cluster.clone());
-    }
-
-    /// Stops caring for a cluster. What is there stays as it is.
-    pub fn forget(&self, cluster: &ClusterId) {
-        self.wishes.write().unwrap_or_else(PoisonError::into_inner).remove(cluster);
-    }
-
     /// What is desired now.
     pub fn get(&self, cluster: &ClusterId) -> Option<D> {
         self.wishes.read().unwrap_or_else(PoisonError::into_inner).get(cluster).cloned()
