@@ -266,7 +266,11 @@ pub fn init(lab: &Lab, node: Node, boot_id: &str) -> Result<()> {
     mount(Mount::Private, to("/"))?;
     // Copies of other namespaces' names would keep those alive.
     for name in process::mounts_below(netns_dir()).iter().rev() {
-        namespace::unmount(name, true).context("unmount", name)?;
+        match namespace::unmount(name, true) {
+            // Another lab that ended meanwhile took its own name away: no mount here any more, or no file.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {}
+            other => other.context("unmount", name)?,
+        }
     }
     namespace::set_hostname(node.name()).context("set host name", node.name())?;
     for target in [STATE_DIR, "/srv"] {
