@@ -4,7 +4,7 @@ use crate::random::{Rng, step};
 use crate::support::{FakeTarget, Got, LONG, Pair, until};
 use skc::ports::{Errno, Gate, Replicator};
 use skc::proto::FsOp;
-use skc::proto::stream::{Plan, Reply};
+use skc::proto::stream::{Plan, Reply, Resync};
 use skc::replica::{Event, primary};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -139,11 +139,13 @@ fn what_only_this_side_has_is_not_answered_by_a_gate() {
     let Got::Resync(seq, _) = target.next() else { panic!("a step") };
     target.reply(&Reply::Ack { applied: seq });
     let next = pair.mirror.write("f", 0, b"this, too").unwrap();
-    loop {
-        if let Got::Op(seq, FsOp::Write { .. }) = target.next() {
-            target.reply(&Reply::Ack { applied: seq });
-            break;
-        }
+    let (mut written, mut ended) = (false, false);
+    while !(written && ended) {
+        let got = target.next();
+        written |= matches!(got, Got::Op(_, FsOp::Write { .. }));
+        ended |= matches!(got, Got::Resync(_, Resync::End));
+        let (Got::Op(seq, _) | Got::Resync(seq, _) | Got::Marker(seq)) = got;
+        target.reply(&Reply::Ack { applied: seq });
     }
     until("acknowledged", || pair.mirror.primary.in_flight().1 == 0);
     assert_eq!((pair.mirror.replies.get(unique), pair.mirror.replies.get(next)), (None, None));
