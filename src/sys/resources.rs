@@ -74,10 +74,14 @@ mod tests {
         }
         let test = "sys::resources::tests::the_soft_limit_becomes_the_hard_one";
         let exe = std::env::current_exe().expect("own path");
-        let script = "ulimit -Hn 200 && ulimit -Sn 100 && exec \"$0\" --exact \"$1\"";
+        let script = "ulimit -Sn 100 && ulimit -Hn 200 && exec \"$0\" --exact \"$1\"";
         let mut inside = std::process::Command::new("sh");
         inside.args(["-c", script]).arg(exe).arg(test).env(INSIDE, "1");
         let output = inside.output().expect("run");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat())
+        );
     }
 }
