@@ -193,6 +193,10 @@ fn a_rename_of_a_link_that_only_the_target_has_is_looked_at_again() {
     assert_eq!(asked(&source.rename((3, "y"), (2, "z"))), [2]);
     source.list(FileId(2), &[("x", 10, EntryKind::File), ("z", 11, EntryKind::File)]);
     assert_ne!(ino(&x), ino(&root.path().join("one/z")));
+    // In a directory that was made exact every name is what the source means.
+    fs::hard_link(&x, root.path().join("two/w")).unwrap();
+    source.list(FileId(3), &[("w", 10, EntryKind::File)]);
+    assert!(source.rename((3, "w"), (2, "w")).is_empty());
     // What is known and has one name is believed.
     assert!(source.rename((2, "x"), (3, "x")).is_empty());
     assert!(source.rename((1, "one"), (3, "one")).is_empty());
@@ -204,8 +208,9 @@ fn a_rename_that_does_nothing_here_is_looked_at_again() {
     let mut source = Source::new(root.path(), false);
     source.list(FileId::ROOT, &ROOT);
     source.list(FileId(2), &[("x", 10, EntryKind::File)]);
-    // On the source `two/y` is another file and replaces `one/x`; here rename(2) changes nothing.
-    assert_eq!(asked(&source.rename((3, "y"), (2, "x"))), [2, 3]);
+    // On the source `two/y` is another file and replaces `one/x`; here rename(2) changes nothing. What
+    // stays in `two` is found when that is listed.
+    assert_eq!(asked(&source.rename((3, "y"), (2, "x"))), [2]);
     source.list(FileId(2), &[("x", 11, EntryKind::File)]);
     source.list(FileId(3), &[]);
     assert!(x.exists() && !y.exists());

@@ -298,6 +298,11 @@ impl Apply {
     pub(super) fn redo(&mut self, v: usize, ids: &[FileId], lost: bool) {
         const IDS: usize = 16 * 1024;
         self.asked = true;
+        for id in ids {
+            if let Some(node) = self.tables[v].node_mut(*id) {
+                node.exact = false;
+            }
+        }
         let volume = self.tables[v].volume();
         for ids in ids.chunks(IDS) {
             self.reply(&Reply::Redo { seq: self.seq, volume, ids: ids.to_vec(), lost });

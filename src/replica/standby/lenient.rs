@@ -45,8 +45,8 @@ const fn is_refusal(errno: Errno) -> bool {
 struct Moved {
     to: FileId,
     handle: Option<FileHandle>,
-    /// What the operation says of its name, it says of the object.
-    only_name: bool,
+    /// The name that the operation found it by is a name of it on the source, too.
+    certain: bool,
 }
 
 impl Apply {
@@ -83,7 +83,9 @@ impl Apply {
         match op {
             FsOp::Bind { .. } | FsOp::Forget { .. } | FsOp::Fsync { .. } => {}
             FsOp::Make { parent, name, .. } | FsOp::Symlink { parent, name, .. } => {
-                self.again(v, op, bulk, *parent, name, &[*parent])?;
+                if self.again(v, op, bulk, *parent, name, &[*parent])? {
+                    self.after(v, op, &moved);
+                }
             }
             FsOp::Link { id, parent, name, .. } => {
                 self.again(v, op, bulk, *parent, name, &[*parent, *id])?;
@@ -163,13 +165,20 @@ impl Apply {
         was
     }
 
+    fn is_exact(&self, v: usize, dir: FileId) -> bool {
+        self.tables[v].node(dir).is_some_and(|n| n.exact)
+    }
+
     /// What the name means here, if it can be what the source means by it: two ids are two objects there,
-    /// so a hard link that only this side has must not lend one object's content to the other.
+    /// so a hard link that only this side has must not lend one object's content to the other. (In an exact
+    /// directory it is the same object: that its former id was forgotten has yet to be said.)
     fn bind_live(&mut self, v: usize, id: FileId, parent: FileId, name: &[u8]) -> Result<(), Failed> {
         let table = &self.tables[v];
         let found = table.path(parent).and_then(|dir| table.tree.backing.handle_at(dir.as_fd(), name));
         match found {
-            Ok(handle) if self.owner(v, &handle).is_none_or(|owner| owner == id) => {
+            Ok(handle)
+                if self.is_exact(v, parent) || self.owner(v, &handle).is_none_or(|owner| owner == id) =>
+            {
                 self.adopt(v, id, handle, false);
             }
             Err(errno) if is_fatal(errno) => return Err((errno, "bind")),
@@ -188,7 +197,7 @@ impl Apply {
         }
     }
 
-    /// Makes room at (parent, name) and tries once more; else asks for `ids`.
+    /// Makes room at (parent, name) and tries once more; else asks for `ids`. True: it is done.
     fn again(
         &mut self,
         v: usize,
@@ -197,14 +206,14 @@ impl Apply {
         parent: FileId,
         name: &[u8],
         ids: &[FileId],
-    ) -> Result<(), Failed> {
+    ) -> Result<bool, Failed> {
         self.displace_at(v, parent, name)?;
         match self.tables[v].apply(op, bulk) {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
             Err(failed) if self.is_final(v, op, failed.0) => Err(failed),
             Err(_) => {
                 self.redo(v, ids, true);
-                Ok(())
+                Ok(false)
             }
         }
     }
@@ -218,8 +227,9 @@ impl Apply {
             Moved {
                 to,
                 handle: found.map(|(handle, _)| handle),
-                // Another name of the same object may be one that only this side has.
-                only_name: found.is_some_and(|(_, stat)| stat.is_dir() || stat.nlink == 1),
+                // One of several names may be one that only this side has.
+                certain: self.is_exact(v, dir)
+                    || found.is_some_and(|(_, stat)| stat.is_dir() || stat.nlink == 1),
             }
         };
         match op {
@@ -231,7 +241,7 @@ impl Apply {
             }
             // Found by its id, not by a name.
             FsOp::Link { id, parent, .. } => {
-                vec![Moved { to: *parent, handle: table.node(*id).map(|n| n.handle), only_name: true }]
+                vec![Moved { to: *parent, handle: table.node(*id).map(|n| n.handle), certain: true }]
             }
             _ => Vec::new(),
         }
@@ -245,10 +255,16 @@ impl Apply {
         {
             q.born(*id);
         }
-        for Moved { to, handle, only_name } in moved {
+        if let FsOp::Make { id, attr, .. } = op
+            && attr.mode & libc::S_IFMT == libc::S_IFDIR
+            && let Some(node) = self.tables[v].node_mut(*id)
+        {
+            node.exact = true;
+        }
+        for Moved { to, handle, certain } in moved {
             let table = &self.tables[v];
             let node = handle.and_then(|h| table.id_of(&h)).and_then(|id| table.node(id));
-            if !(*only_name && node.is_some_and(|n| n.placed)) {
+            if !(*certain && node.is_some_and(|n| n.placed)) {
                 self.redo(v, &[*to], false);
             }
         }

@@ -167,6 +167,9 @@ impl Apply {
             }
         }
         ops::set_attr(dir.as_fd(), attr, xattrs)?;
+        if let Some(node) = self.tables[v].node_mut(id) {
+            node.exact = true;
+        }
         if !fresh.is_empty() {
             self.redo(v, &fresh, false);
         }

@@ -21,6 +21,8 @@ pub(super) struct Node {
     pub handle: FileHandle,
     /// Its place was made or confirmed by the stream (in a resync: not just by a live `Bind`).
     pub placed: bool,
+    /// A directory whose names all are the source's. One that is not will be listed (again).
+    pub exact: bool,
     /// Its last known name here is gone: operations on it may find nothing.
     pub unlinked: bool,
     /// What it was is out of reach (in quarantine): the handle must not lead there.
@@ -117,7 +119,8 @@ impl Table {
         self.fds.clear();
         self.unnamed.clear();
         let handle = *self.tree.backing.root_handle();
-        self.ids.insert(FileId::ROOT, Node { handle, placed: true, unlinked: false, gone: false });
+        self.ids
+            .insert(FileId::ROOT, Node { handle, placed: true, exact: false, unlinked: false, gone: false });
         self.by_handle.insert(handle, FileId::ROOT);
     }
 
@@ -145,18 +148,22 @@ impl Table {
         if self.ids.get(&id).is_some_and(|n| n.handle != handle) {
             self.unbind(id);
         }
+        let mut exact = self.ids.get(&id).is_some_and(|n| n.exact);
         let mut placed = placed || self.ids.get(&id).is_some_and(|n| n.placed);
         if let Some(other) = self.by_handle.insert(handle, id)
             && other != id
         {
             // The sender forgot the object and met it again: its place is as sure as before.
-            placed |= self.ids.remove(&other).is_some_and(|n| n.placed);
+            if let Some(node) = self.ids.remove(&other) {
+                placed |= node.placed;
+                exact |= node.exact;
+            }
             if let Some(open) = self.fds.remove(&other) {
                 self.fds.insert(id, open);
             }
             self.unnamed.remove(&other);
         }
-        self.ids.insert(id, Node { handle, placed, unlinked: false, gone: false });
+        self.ids.insert(id, Node { handle, placed, exact, unlinked: false, gone: false });
     }
 
     /// `id` means nothing any more.
