@@ -5,6 +5,8 @@
 #[path = "e2e/harness.rs"]
 #[allow(dead_code, reason = "shared with the scenarios, which need more of it")]
 mod harness;
+#[path = "skip/mod.rs"]
+mod skip;
 
 use harness::{Arena, arena, until};
 use skc::lab::wait::{Condition, Part};

@@ -66,7 +66,7 @@ fn forgetful(seed: u64, quarantine: bool) {
         |_| {},
     );
     grow(pair.a.path(), &mut Rng(seed), 300);
-    grow(pair.b.path(), &mut Rng(seed + u64::from(seed % 2 == 0) * 1000), 300);
+    grow(pair.b.path(), &mut Rng(seed + u64::from(seed.is_multiple_of(2)) * 1000), 300);
     link_at_random(pair.a.path(), &mut Rng(seed + 1), 10);
     link_at_random(pair.b.path(), &mut Rng(seed + 2), 60);
     pair.gate(Gate::Alone(pair.epoch));

@@ -208,7 +208,7 @@ fn a_file_that_is_sent_whole_gets_its_name_last() {
     let old = pair.mirror.tmpfile().unwrap();
     // A v2 capability set: cap_net_bind_service+ep.
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    pair.mirror.write_id(old, 0, &[7; 3 << 19]).unwrap();
+    pair.mirror.write_id(old, 0, &vec![7; 3 << 19]).unwrap();
     {
         let path = pair.mirror.tree.open_path(old).unwrap();
         for (name, value) in [("security.capability", &capability[..]), ("user.note", b"x")] {
@@ -234,7 +234,7 @@ fn a_file_that_is_sent_whole_gets_its_name_last() {
     pair.mirror.unlink("first").unwrap();
     while pair.events.try_recv().is_ok() {}
     let new = pair.mirror.tmpfile().unwrap();
-    pair.mirror.write_id(new, 0, &[8; 3 << 19]).unwrap();
+    pair.mirror.write_id(new, 0, &vec![8; 3 << 19]).unwrap();
     {
         let path = pair.mirror.tree.open_path(new).unwrap();
         skc::sys::file::set_xattr(path.as_fd(), b"security.capability", &capability, 0).unwrap();
