@@ -1,9 +1,10 @@
 //! A slow resync of trees full of hard links, while the kernel forgets what it looked up.
 
 use crate::random::{Rng, grow, step};
-use crate::support::{LONG, Mirror, Pair, V, plain_pair};
+use crate::support::{FakeTarget, Got, LONG, Mirror, Pair, V, plain_pair};
 use skc::ports::{Gate, Replicator};
-use skc::proto::stream::Plan;
+use skc::proto::stream::{Plan, Reply, Resync};
+use skc::proto::{FileId, FsOp};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -108,5 +109,40 @@ fn a_slow_resync_converges_while_ids_are_forgotten_and_links_differ() {
     for seed in 0..seeds {
         eprintln!("seed {seed}");
         forgetful(seed, seed % 3 == 0);
+    }
+}
+
+#[test]
+fn what_is_asked_for_by_a_forgotten_id_is_found_by_its_new_one() {
+    let mut pair = Pair::new();
+    pair.gate(Gate::Alone(pair.epoch));
+    let plan = Plan::Resync { quarantine: false };
+    let mut target = FakeTarget::connect(&mut pair, plan, |from| from - 1);
+    let next = |target: &mut FakeTarget| {
+        let got = target.next();
+        let (Got::Op(seq, _) | Got::Resync(seq, _) | Got::Marker(seq)) = got;
+        target.reply(&Reply::Ack { applied: seq });
+        got
+    };
+    while !matches!(next(&mut target), Got::Resync(_, Resync::End)) {}
+    pair.mirror.mkdir("d").unwrap();
+    let Got::Op(seq, FsOp::Make { id: old, .. }) = next(&mut target) else { panic!("the new directory") };
+    let mut gone = Vec::new();
+    pair.mirror.tree.inodes.forget(old, u64::MAX, &mut gone);
+    assert_eq!(gone, [old]);
+    pair.mirror.primary.forget(V, &gone);
+    // Something in it could not be applied, and the source hears of it when the kernel has forgotten it.
+    target.reply(&Reply::Redo { seq, volume: V, ids: vec![old], lost: false });
+    let mut new = None;
+    loop {
+        match next(&mut target) {
+            Got::Resync(_, Resync::Dir { id: FileId::ROOT, entries, .. }) => {
+                new = entries.iter().find(|entry| entry.name == b"d").map(|entry| entry.id);
+                assert!(new.is_some_and(|new| new != old), "{entries:?}");
+            }
+            Got::Resync(_, Resync::Dir { id, .. }) if Some(id) == new => break,
+            Got::Resync(_, Resync::End) => panic!("it was not looked at again"),
+            _ => {}
+        }
     }
 }

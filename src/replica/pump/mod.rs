@@ -40,6 +40,7 @@ struct Mark {
     /// Position of the first frame of its last visit; 0 = never visited.
     seen: u64,
     queued: bool,
+    dir: bool,
     attempts: u32,
 }
 
@@ -62,6 +63,8 @@ pub struct Pump {
     wants: VecDeque<Want>,
     cursor: Option<Cursor>,
     marks: HashMap<Object, Mark>,
+    /// Something was asked for by an id that means nothing any more: all directories are listed again.
+    relist: bool,
     /// Held in the inode table until the end, so that ids stay what they are.
     pins: Vec<Object>,
     last: u64,
@@ -123,6 +126,7 @@ impl Pump {
             wants: VecDeque::new(),
             cursor: None,
             marks: HashMap::new(),
+            relist: false,
             pins: Vec::new(),
             last: 0,
             progress: Progress::default(),
@@ -178,6 +182,10 @@ impl Pump {
                 if self.room() {
                     self.step()?;
                 }
+                continue;
+            }
+            if std::mem::take(&mut self.relist) {
+                self.list_again();
                 continue;
             }
             let last = self.last;
@@ -255,6 +263,12 @@ impl Pump {
     fn redo(&mut self, object: Object, seq: u64, lost: bool) -> Result<(), Stop> {
         let (volume, id) = object;
         let Some(tree) = self.inner.tree(volume).cloned() else { return Ok(()) };
+        // The kernel forgot it on the way, and what is still there has, or will get, another id. It was
+        // never pinned, so it is found as something new.
+        if tree.inodes.handle(id).is_none() {
+            self.relist = true;
+            return Ok(());
+        }
         let stat = match tree.stat(id) {
             Ok(stat) => stat,
             // Gone meanwhile: the unlink is in the stream too. Anything else is no answer to the target.
@@ -296,10 +310,22 @@ impl Pump {
             return;
         }
         mark.queued = true;
+        mark.dir = dir;
         if dir {
             self.dirs.push_back(object);
         } else {
             self.objects.push_back(object);
+        }
+    }
+
+    /// Queues every directory that is known.
+    fn list_again(&mut self) {
+        let known = self.marks.iter().filter(|(_, mark)| mark.dir).map(|(object, _)| *object);
+        let roots = self.inner.volumes().map(|v| (v, FileId::ROOT));
+        let all: Vec<Object> = roots.chain(known).collect();
+        tracing::debug!(directories = all.len(), "an object lost its id: listing everything again");
+        for object in all {
+            self.queue(object, true);
         }
     }
 
