@@ -49,10 +49,10 @@ fn change_in_place_is_taken_over_without_a_role_change() {
         checkers: "    - {name: port, tcp: {port: 7700}, interval: 300ms, timeout: 200ms, onFailure: event}",
         ..Spec::LEDGER
     };
-    let text = changed.text().replace("timeout: 1000ms", "timeout: 2s");
-    let text = text.replace("  services:", "  replication: {resyncBandwidth: 200MiB/s}\n  services:");
+    let text =
+        changed.text().replace("  services:", "  replication: {resyncBandwidth: 200MiB/s}\n  services:");
     let said = cluster.change_on(standby, &text);
-    for path in ["spec.checkers[port]", "spec.replication.resyncBandwidth", "spec.heartbeat.timeout"] {
+    for path in ["spec.checkers[port]", "spec.replication.resyncBandwidth"] {
         let line = said.lines().find(|line| line.contains(path));
         assert!(line.is_some_and(|line| line.contains("in place")), "{path} changes in place: {said}");
     }
@@ -67,22 +67,15 @@ fn change_in_place_is_taken_over_without_a_role_change() {
     assert!(cluster.is(primary, &["PRIM", "Ready", "vip"]) && cluster.is(standby, &["SECOND", "Ready"]));
     assert_eq!(epochs(), epoch, "no new epoch");
 
-    // What needs a stop is refused whole, with the way out.
-    let hard = text.replace("/srv/ledger", "/srv/elsewhere");
-    let path = cluster.write_spec("hard.yaml", &hard);
-    let error = lab.apply(primary, &path).expect_err("a new directory needs a stop").to_string();
-    assert!(error.contains("SKC-E7016") && error.contains("skc stop ledger"), "{error}");
-    agree(&cluster, 2);
-
-    // The new timeout holds: neither earlier nor much later does the standby take over.
-    let before = load.now();
-    lab.kill(primary, Kill::Power).expect("the power cut");
-    cluster.progress(&load, 100);
-    let (outage, _) = load.longest_gap(before, load.now());
-    eprintln!("outage {outage:?} with a timeout of 2 s");
-    assert!(outage >= Duration::from_millis(1800), "the old timeout was in force: {outage:?}");
-    assert!(outage <= Duration::from_millis(3500), "{outage:?}");
-    cluster.power_on(primary);
-    cluster.wait(primary, &["SECOND", "Ready", "UpToDate"]);
-    assert_eq!(cluster.finish(load), standby);
+    // What needs a stop is refused whole, with the way out: the nodes must count with the same timers.
+    for hard in
+        [text.replace("/srv/ledger", "/srv/elsewhere"), text.replace("timeout: 1000ms", "timeout: 2s")]
+    {
+        assert_ne!(hard, text);
+        let path = cluster.write_spec("hard.yaml", &hard);
+        let error = lab.apply(primary, &path).expect_err("this needs a stop").to_string();
+        assert!(error.contains("SKC-E7016") && error.contains("skc stop ledger"), "{error}");
+        agree(&cluster, 2);
+    }
+    assert_eq!(cluster.finish(load), primary);
 }
