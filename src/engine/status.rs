@@ -180,7 +180,7 @@ impl Cluster {
         if !self.healthy {
             say("SKC-R0506", "a checker is down".into());
         }
-        if self.d.stopped && self.phase == Phase::Stopped {
+        if self.d.stopped && self.phase == Phase::Stopped && !self.restart_limit_hit {
             say("SKC-R0507", "stopped by the operator".into());
         }
         if self.link.is_none() && self.started() && !self.in_touch(now) {

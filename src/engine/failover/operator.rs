@@ -15,14 +15,19 @@ impl Cluster {
     pub(crate) fn operator(&mut self, now: Mono, ticket: Ticket, command: OperatorCommand) {
         match command {
             OperatorCommand::Start => {
+                let stops = matches!(
+                    self.phase,
+                    Phase::Leaving { .. } | Phase::Handover { aim: Aim::Stop { .. }, .. }
+                );
+                if stops {
+                    return self.refuse(Some(ticket), "SKC-E0407", "it is still stopping; try again");
+                }
                 self.limiter.clear();
                 self.restart_limit_hit = false;
                 self.failed_back = false;
                 if self.tree == TreeState::Unknown {
                     self.autostart = true;
                     self.persist_with(|d| d.stopped = false);
-                } else if matches!(self.phase, Phase::Leaving { .. }) {
-                    return self.refuse(Some(ticket), "SKC-E0407", "it is still stopping; try again");
                 } else {
                     self.start(now);
                 }
