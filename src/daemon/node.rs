@@ -204,6 +204,11 @@ impl Node {
         }
     }
 
+    /// The operator has just stopped it here: no need to wait whether it is about to start.
+    pub fn was_stopped(&self, cluster: &ClusterId) {
+        self.born.lock().unwrap_or_else(PoisonError::into_inner).remove(cluster);
+    }
+
     /// What the other node does with a cluster, as far as this one knows.
     pub fn peer_says(&self, cluster: &ClusterId) -> PeerSays {
         let link = self.link();

@@ -22,6 +22,9 @@ const OPERATE_LIMIT: Duration = Duration::from_secs(600);
 /// Longest wait for an unmount; what cannot be unmounted in order is detached, which takes no disk.
 const EJECT_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long `delete` waits for the other node to say that it has stopped: several heartbeats.
+const WORD_LIMIT: Duration = Duration::from_secs(1);
+
 /// The agent as the API server sees it.
 pub struct Api(pub Arc<Node>);
 
@@ -128,7 +131,14 @@ async fn delete(node: Arc<Node>, cluster: ClusterId, force: bool) -> Result<Valu
         return Err(specs::unknown(&cluster));
     }
     let runs_here = node.unit(&cluster).is_some_and(|unit| unit.runs());
-    may_remove(&cluster, runs_here, &node.peer_says(&cluster), force)?;
+    let asked = tokio::time::Instant::now();
+    while let Err(error) = may_remove(&cluster, runs_here, &node.peer_says(&cluster), force) {
+        // A stop on the other node a moment ago is in its next heartbeats only.
+        if runs_here || asked.elapsed() >= WORD_LIMIT {
+            return Err(error);
+        }
+        tokio::time::sleep(WORD_LIMIT / 10).await;
+    }
     let gone = cluster.clone();
     node.change_specs(move |specs| specs.remove(&gone)).await?;
     node.send_spec(&cluster);
@@ -230,6 +240,9 @@ async fn operate(
     };
     let waited = wait_for(work, &client, OPERATE_LIMIT).await;
     if stops {
+        if matches!(waited, Waited::For(Some(OperatorResult::Done))) {
+            node.was_stopped(&cluster);
+        }
         // A spec or a removal that waited for the stop is taken over now.
         let node = node.clone();
         tokio::spawn(async move { node.reconcile().await });
