@@ -194,18 +194,18 @@ fn under_load(seed: u64, quarantine: bool) {
         fs::write(pair.a.path().join(format!("big{n}")), data).unwrap();
     }
     pair.gate(Gate::Alone(pair.epoch));
-    let stop = AtomicBool::new(false);
+    let (stop, failed) = (AtomicBool::new(false), AtomicBool::new(false));
     pair.epoch.s += 1;
     let epoch = pair.epoch;
     let plan = Plan::Resync { quarantine };
     std::thread::scope(|scope| {
-        let (mirror, stop) = (&pair.mirror, &stop);
-        // A failure below must not leave the writer writing.
-        let _end = OnDrop(|| stop.store(true, Ordering::Relaxed));
+        let (mirror, stop, failed) = (&pair.mirror, &stop, &failed);
+        // A failure below must not leave the writer writing, also if no write succeeds any more.
+        let _end = OnDrop(|| failed.store(true, Ordering::Relaxed));
         let writer = scope.spawn(move || {
             let mut r = Rng(seed + 31);
             let mut done = 0_u64;
-            while !stop.load(Ordering::Relaxed) || done < 300 {
+            while !failed.load(Ordering::Relaxed) && (!stop.load(Ordering::Relaxed) || done < 300) {
                 if let Ok(unique) = step(mirror, &mut r) {
                     assert_eq!(mirror.wait(unique), 0, "seed {seed}");
                     done += 1;
