@@ -171,12 +171,12 @@ fn skc_in(arena: &Arena, node: Node, args: &[&str]) -> Ran {
 }
 
 /// A spec without services: two directories of the pair, kept equal.
-fn spec(arena: &Arena, name: &str, timeout: &str) -> String {
+fn spec(arena: &Arena, name: &str, bandwidth: &str) -> String {
     let text = format!(
         "apiVersion: skc.dev/v1\nkind: ClusterSpec\nmetadata: {{name: {name}}}\nspec:\n  nodes:\n    \
          - {{name: node-a, addresses: [10.77.1.1, 10.77.2.1]}}\n    \
          - {{name: node-b, addresses: [10.77.1.2, 10.77.2.2]}}\n  directories: [{{path: /srv/{name}}}]\n  \
-         heartbeat: {{timeout: {timeout}}}\n  arbitration: {{ping: [10.77.1.254]}}\n"
+         replication: {{resyncBandwidth: {bandwidth}}}\n  arbitration: {{ping: [10.77.1.254]}}\n"
     );
     for node in Node::PAIR {
         std::fs::create_dir_all(arena.backing(node, &format!("/srv/{name}"))).expect("the directory");
@@ -197,7 +197,7 @@ fn clusters(arena: &Arena, node: Node) -> Vec<String> {
 fn specs_are_compared_applied_waited_for_and_pruned() {
     let Some(arena) = pair("cli-apply") else { return };
     let run = |args: &[&str]| skc_in(&arena, Node::NodeA, args);
-    let shop = spec(&arena, "shop", "2s");
+    let shop = spec(&arena, "shop", "200MiB/s");
     // Nothing is there: everything is a change, and a dry run changes nothing.
     for args in [&["diff", "-f", &shop] as &[&str], &["apply", "--dry-run", "-f", &shop]] {
         let ran = run(args);
@@ -226,12 +226,12 @@ fn specs_are_compared_applied_waited_for_and_pruned() {
         assert_eq!(ran.code, Some(2), "{args:?}: {}{}", ran.out, ran.err);
         assert!(ran.err.starts_with("error[SKC-E"), "{args:?}: {}", ran.err);
     }
-    let changed = spec(&arena, "shop", "3s");
+    let changed = spec(&arena, "shop", "300MiB/s");
     assert_eq!(run(&["diff", "-f", &changed]).code, Some(1));
     assert_eq!(run(&["apply", "-f", &changed, "--check-index", "1"]).code, Some(0));
     assert_eq!(run(&["apply", "-f", &changed, "--check-index", "1"]).code, Some(2), "it is at 2 now");
     // Several files, and standard input.
-    let files = spec(&arena, "files", "2s");
+    let files = spec(&arena, "files", "200MiB/s");
     assert_eq!(run(&["diff", "-f", &shop, "-f", &files]).code, Some(1));
     let piped = arena.exec(Node::NodeA, &["sh", "-c", &format!("skc apply -f - --wait < {files}")], STEP);
     let piped = piped.expect("it runs");
@@ -270,7 +270,7 @@ fn specs_are_compared_applied_waited_for_and_pruned() {
     until("the cut is noticed", STEP, || {
         arena.cluster(Node::NodeA, "shop").is_ok_and(|c| c["peer"]["connected"] == false)
     });
-    let late = spec(&arena, "shop", "2s");
+    let late = spec(&arena, "shop", "200MiB/s");
     let ran = run(&["apply", "-f", &late, "--wait", "--timeout", "1s"]);
     assert_eq!(ran.code, Some(2));
     assert!(ran.err.contains("error[SKC-E7033]") && ran.err.contains("node-b"), "{}", ran.err);
