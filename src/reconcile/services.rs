@@ -275,7 +275,9 @@ impl<M: ServiceManager> Reconciler for ServiceReconciler<M> {
         match step {
             Step::Stop { name } => {
                 let id = (key.clone(), name.clone());
-                self.say(key, name, "stopping", "");
+                // Why it failed stays to be read after it was cleared away.
+                let why = self.line(key, name).map(|line| line.note).unwrap_or_default();
+                self.say(key, name, "stopping", &why);
                 if self.memory().stuck.get(&id) != Some(&desired.decision) {
                     self.tell(key, desired, ServiceState::Stopping);
                 }
@@ -290,7 +292,7 @@ impl<M: ServiceManager> Reconciler for ServiceReconciler<M> {
                     memory.stuck.remove(&id);
                     memory.failures.remove(&id);
                 }
-                self.say(key, name, "stopped", "");
+                self.say(key, name, "stopped", &why);
                 if !desired.services.iter().any(|s| s.name == *name) {
                     self.memory().lines.remove(&id);
                 }
