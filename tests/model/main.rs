@@ -152,6 +152,7 @@ const CUT_AND_POWER: Budget = Budget { writes: 1, power: [1, 0], cuts: 1, ..Budg
 const POWER: Budget = Budget { writes: 1, power: [1, 0], ..Budget::NONE };
 
 #[test]
+#[ignore = "minutes"]
 fn an_answered_probe_must_make_the_standby_behind() {
     breaks("answered probe makes Behind", CUT_AND_POWER, |rules| rules.behind = false);
 }
@@ -172,6 +173,7 @@ fn the_intact_node_must_beat_a_crashed_primary() {
 }
 
 #[test]
+#[ignore = "minutes"]
 fn a_cold_start_must_need_its_own_record() {
     let rules = Rules { cold_start_needs_alone: false, ..Rules::default() };
     is_caught("cold start needs alone", Level::L1, rules, Sabotage::default(), CUT_AND_POWER);
