@@ -5,10 +5,19 @@ use crate::sys::errno::{Name, check, retry};
 use crate::sys::file;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 /// Longest handle kept: ext4 8, tmpfs 12, XFS and bcachefs 24, btrfs 20-40 bytes. A file system with
 /// longer ones (NFS, some stacked ones) is refused with EOVERFLOW; it could not be mirrored anyway.
 const BYTES_MAX: usize = 56;
+
+/// A deleted object whose inode number is just being given to a new one is not ESTALE on ext4 but ENOMEM:
+/// the kernel's inode cache has nothing to return for an inode under creation (measured on 6.18: one in
+/// nine opens while another thread creates and unlinks). That is over when the creation is, so ENOMEM is
+/// asked again this often before it is believed, [`CREATION_PAUSE`] apart.
+const CREATION_TRIES: u32 = 100;
+/// Far more than a creation takes; all tries together are far less than any deadline.
+const CREATION_PAUSE: Duration = Duration::from_millis(1);
 
 /// What name_to_handle_at(2) returned. Equal handles are the same inode of the same generation, so
 /// a reused inode number is a different handle.
@@ -77,10 +86,20 @@ pub(super) fn open(mount: BorrowedFd<'_>, handle: &FileHandle, flags: i32) -> Re
     raw.bytes[..32].copy_from_slice(&handle.head);
     raw.bytes[32..].copy_from_slice(&handle.tail);
     let flags = file::clean_flags(flags);
-    let fd = retry(|| {
-        // SAFETY: `mount` is open, `raw` is laid out as struct file_handle with its bytes behind it.
-        check(unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut raw).cast(), flags) })
-    })?;
+    let mut tries = 0;
+    let fd = loop {
+        let opened = retry(|| {
+            // SAFETY: `mount` is open, `raw` is laid out as struct file_handle with its bytes behind it.
+            check(unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut raw).cast(), flags) })
+        });
+        match opened {
+            Err(Errno(libc::ENOMEM)) if tries < CREATION_TRIES => {
+                tries += 1;
+                std::thread::park_timeout(CREATION_PAUSE);
+            }
+            done => break done?,
+        }
+    };
     // SAFETY: the kernel returned this descriptor to us just now.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -85,3 +85,23 @@ fn open_flags_that_would_break_replication_are_stripped() {
     assert_eq!(file::pread(again.as_fd(), &mut buf, 0), Ok(10));
     assert_eq!(&buf[..10], b"01AB456789");
 }
+
+#[test]
+fn the_handle_of_a_deleted_object_is_stale_also_while_its_number_is_used_again() {
+    let Some((tmp, b)) = backing() else { return };
+    let file = tmp.path().join("f");
+    std::fs::write(&file, b"").expect("create");
+    let handle = b.handle_at(b.base(), b"f").expect("handle");
+    std::fs::remove_file(&file).expect("unlink");
+    std::thread::scope(|scope| {
+        let churn = scope.spawn(|| {
+            for _ in 0..5000 {
+                std::fs::write(&file, b"").expect("create");
+                std::fs::remove_file(&file).expect("unlink");
+            }
+        });
+        while !churn.is_finished() {
+            assert_eq!(b.open_path(&handle).err(), Some(Errno(libc::ESTALE)));
+        }
+    });
+}
