@@ -1,7 +1,7 @@
 //! A slow resync of trees full of hard links, while the kernel forgets what it looked up.
 
 use crate::random::{Rng, grow, step};
-use crate::support::{FakeTarget, Got, LONG, Mirror, Pair, V, plain_pair};
+use crate::support::{FakeTarget, Got, LONG, Mirror, Pair, Unique, V, plain_pair};
 use skc::ports::{Gate, Replicator};
 use skc::proto::stream::{Plan, Reply, Resync};
 use skc::proto::{FileId, FsOp};
@@ -58,6 +58,25 @@ fn forget(mirror: &Mirror, r: &mut Rng) {
     }
 }
 
+/// Gives an object of a directory that may not be listed yet a place in one that never will be, because
+/// the stream itself made it; then the kernel forgets both.
+fn move_and_forget(mirror: &Mirror, r: &mut Rng, n: usize) -> Vec<Unique> {
+    let name = |r: &mut Rng| ["a", "b", "c", "d", "e"][r.below(5) as usize];
+    let old = format!("{}/{}", name(r), name(r));
+    let dir = format!("new{n}");
+    let mut done = vec![mirror.mkdir(&dir)];
+    done.push(match r.below(3) {
+        0 => mirror.rename(&old, &format!("{dir}/x"), 0),
+        1 => mirror.link(&old, &format!("{dir}/x")),
+        _ => mirror.link(&old, &format!("{dir}/x")).and_then(|_| mirror.rename(&old, &format!("{dir}/y"), 0)),
+    });
+    done.push(mirror.write(&format!("{dir}/x"), r.below(100_000), b"by its new name"));
+    let mut gone = Vec::new();
+    mirror.tree.inodes.forget_all_lookups(&mut gone);
+    mirror.primary.forget(V, &gone);
+    done.into_iter().filter_map(Result::ok).collect()
+}
+
 fn forgetful(seed: u64, quarantine: bool) {
     let mut pair = Pair::with(
         tempfile::tempdir().unwrap(),
@@ -79,7 +98,15 @@ fn forgetful(seed: u64, quarantine: bool) {
         let _stop = Stop(stop);
         let writer = scope.spawn(move || {
             let mut r = Rng(seed + 3);
-            while !stop.load(Ordering::Relaxed) {
+            for n in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                if n % 8 == 0 && n < 400 {
+                    for unique in move_and_forget(mirror, &mut r, n) {
+                        assert_eq!(mirror.wait(unique), 0, "seed {seed}");
+                    }
+                }
                 if let Ok(unique) = step(mirror, &mut r) {
                     assert_eq!(mirror.wait(unique), 0, "seed {seed}");
                 }
