@@ -41,6 +41,7 @@ struct Mark {
     seen: u64,
     queued: bool,
     dir: bool,
+    pinned: bool,
     attempts: u32,
 }
 
@@ -263,9 +264,9 @@ impl Pump {
     fn redo(&mut self, object: Object, seq: u64, lost: bool) -> Result<(), Stop> {
         let (volume, id) = object;
         let Some(tree) = self.inner.tree(volume).cloned() else { return Ok(()) };
-        // The kernel forgot it on the way, and what is still there has, or will get, another id. It was
-        // never pinned, so it is found as something new.
-        if tree.inodes.handle(id).is_none() {
+        if !self.pin(object) {
+            // The kernel forgot it on the way, and what is still there has, or will get, another id. It
+            // was never pinned, so it is found as something new.
             self.relist = true;
             return Ok(());
         }
@@ -294,7 +295,9 @@ impl Pump {
                 let _ns = tree.ns_shared();
                 tree.alias(id)
             };
-            if let Some((parent, _)) = parent {
+            if let Some((parent, _)) = parent
+                && self.pin((volume, parent))
+            {
                 let mark = self.marks.entry((volume, parent)).or_default();
                 if !mark.queued && mark.seen <= seq {
                     self.queue((volume, parent), true);
@@ -302,6 +305,20 @@ impl Pump {
             }
         }
         Ok(())
+    }
+
+    /// Keeps an id what it is until the end, if it is still known. Once an object is enough.
+    fn pin(&mut self, object: Object) -> bool {
+        let Some(tree) = self.inner.tree(object.0) else { return false };
+        if self.marks.get(&object).is_some_and(|mark| mark.pinned) {
+            return true;
+        }
+        let known = tree.inodes.pin(object.1);
+        if known {
+            self.pins.push(object);
+            self.marks.entry(object).or_default().pinned = true;
+        }
+        known
     }
 
     fn queue(&mut self, object: Object, dir: bool) {
