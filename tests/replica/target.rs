@@ -261,3 +261,21 @@ fn a_cut_hole_of_terabytes_is_no_long_step() {
     fs::File::open(kept).unwrap().read_exact_at(&mut bytes, large - (1 << 30)).unwrap();
     assert!(bytes == old);
 }
+
+#[test]
+fn what_is_left_of_an_object_that_lost_its_name_is_not_it() {
+    let (root, x, y) = linked();
+    let mut source = Source::new(root.path(), false);
+    source.list(FileId::ROOT, &ROOT);
+    source.list(FileId(2), &[("x", 10, EntryKind::File)]);
+    let unlink = FsOp::Unlink { parent: FileId(2), name: b"x".to_vec(), dir_mtime: TIME };
+    source.op(unlink, &[]);
+    assert!(!x.exists());
+    // On the source `two/y` is another file. Here it is what is left of the first.
+    assert_eq!(asked(&source.rename((3, "y"), (2, "z"))), [2]);
+    source.op(FsOp::Forget { ids: vec![FileId(10)] }, &[]);
+    source.bind(2, "z", 11);
+    assert_eq!(asked(&source.rename((2, "z"), (3, "y"))), [3]);
+    assert!(y.exists());
+    assert_eq!(asked(&source.list(FileId(3), &[("y", 11, EntryKind::File)])), [11]);
+}

@@ -11,7 +11,7 @@ use super::table::Table;
 use crate::ports::Errno;
 use crate::proto::{FileId, FsOp};
 use crate::sys::backing::FileHandle;
-use crate::sys::file::{self, Entries};
+use crate::sys::file::{self, Entries, Stat};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Deepest directory that is removed or walked (each level holds one descriptor).
@@ -157,7 +157,7 @@ impl Apply {
     /// was confirmed before, under an id that the source forgot.
     pub(super) fn adopt(&mut self, v: usize, id: FileId, handle: FileHandle, placed: bool) -> bool {
         let old = self.tables[v].id_of(&handle);
-        let was = old.and_then(|old| self.tables[v].node(old)).is_some_and(|n| n.placed);
+        let was = old.and_then(|old| self.tables[v].node(old)).is_some_and(|n| n.placed && !n.unlinked);
         if let (Some(old), Some(q)) = (old, self.quarantine(v)) {
             q.renamed(old, id);
         }
@@ -224,12 +224,15 @@ impl Apply {
         let look = |dir: FileId, name: &[u8], to: FileId| {
             let path = table.path(dir).ok();
             let found = path.and_then(|path| table.tree.backing.lookup(path.as_fd(), name).ok());
+            // One of several names may be one that only this side has, and so may the one that is left.
+            let only_name = |(handle, stat): &(FileHandle, Stat)| {
+                let node = table.id_of(handle).and_then(|id| table.node(id));
+                stat.is_dir() || (stat.nlink == 1 && !node.is_some_and(|n| n.unlinked))
+            };
             Moved {
                 to,
+                certain: self.is_exact(v, dir) || found.as_ref().is_some_and(only_name),
                 handle: found.map(|(handle, _)| handle),
-                // One of several names may be one that only this side has.
-                certain: self.is_exact(v, dir)
-                    || found.is_some_and(|(_, stat)| stat.is_dir() || stat.nlink == 1),
             }
         };
         match op {

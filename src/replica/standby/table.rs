@@ -155,7 +155,8 @@ impl Table {
         {
             // The sender forgot the object and met it again: its place is as sure as before.
             if let Some(node) = self.ids.remove(&other) {
-                placed |= node.placed;
+                // One that lost its name is gone from the sender, and what is left of it here is not it.
+                placed |= node.placed && !node.unlinked;
                 exact |= node.exact;
             }
             if let Some(open) = self.fds.remove(&other) {
