@@ -285,7 +285,7 @@ fn events(arena: &Arena, node: Node, last: &str, more: &[&str]) -> Vec<serde_jso
 #[test]
 fn what_happened_is_still_told_after_the_agent_started_again() {
     let Some(arena) = pair("cli-events") else { return };
-    let shop = spec(&arena, "shop", "1s");
+    let shop = spec(&arena, "shop", "200MiB/s");
     let ran = skc_in(&arena, Node::NodeA, &["apply", "-f", &shop, "--wait", "--timeout", "25s"]);
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     let is = |node: Node, role: &str| arena.cluster(node, "shop").is_ok_and(|c| c["role"] == role);

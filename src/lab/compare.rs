@@ -9,6 +9,7 @@ use crate::sys::inspect;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -196,6 +197,8 @@ fn data(file: &File, size: u64, block: u64) -> io::Result<Vec<(u64, u64)>> {
         return Ok(Vec::new());
     }
     file.sync_data()?;
+    // A page that was read from a preallocated block counts as data for as long as it is cached.
+    crate::sys::file::drop_cache(file.as_fd(), 0, 0).map_err(|e| io::Error::from_raw_os_error(e.0))?;
     let mut out = Vec::<(u64, u64)>::new();
     for (begin, end) in inspect::data_ranges(file)? {
         let (begin, end) = (begin / block * block, end.min(size).next_multiple_of(block));
