@@ -266,9 +266,7 @@ impl Pump {
         if offset < to {
             let data = gone_is_fine!(object, "holes", local::data_ranges(fd.as_fd(), offset, to));
             for (start, end) in local::gaps(&data, offset, to) {
-                let step =
-                    Resync::Hole { volume: object.0, id: object.1, offset: start, length: end - start };
-                self.send(&step, &[], &[], 0)?;
+                self.send_hole(object, start, end, size)?;
             }
             for (start, end) in data {
                 let mut bytes = std::mem::take(&mut self.buf);
