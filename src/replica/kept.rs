@@ -1,7 +1,7 @@
 //! What lies in a directory's quarantines, for status: read from the disk, so that it is true after a
 //! restart and after somebody removed one.
 //!
-//! Layout: see `standby::quarantine`. Bounded: at most [`ENTRIES_MAX`] entries are looked at; what is
+//! Layout: see `standby::quarantine`. Bounded: at most `ENTRIES_MAX` entries are looked at; what is
 //! beyond is said to be more, never counted as nothing. Blocking.
 
 use crate::ports::Errno;
