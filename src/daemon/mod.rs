@@ -6,7 +6,8 @@
 //! | [`down`] | clusters that are not up, and why |
 //! | [`start`] | what answers the API until all is up, and tries until it is |
 //! | [`node`] | what all clusters share; routes link events; answers the API |
-//! | [`specs`] | the specs in force, validated, durable, exchanged with the peer |
+//! | [`specs`] | the specs in force, validated, durable |
+//! | [`exchange`] | specs between the two nodes, and what the other one refuses |
 //! | [`cluster`] | one cluster: volumes, streams, addresses, services, checkers around its core |
 //! | [`beat`] | what heartbeats carry |
 //! | [`status`] | what `skc status` shows |
@@ -15,6 +16,7 @@ pub mod agent;
 pub mod beat;
 pub mod cluster;
 pub mod down;
+pub mod exchange;
 pub mod node;
 pub mod operate;
 pub mod specs;

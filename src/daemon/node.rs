@@ -5,14 +5,16 @@ use super::cluster::{ClusterUnit, Shared};
 use super::down::Downs;
 use super::specs::{self, SpecBook};
 use crate::api::ApiError;
+use crate::api::types::Reason;
 use crate::base::{ClusterId, Mono};
 use crate::bus::{Bus, Fact};
 use crate::engine::{Input, LinkId, LiveRole, PeerMessage};
 use crate::link::{LinkEvent, LinkHandle, pki};
-use crate::proto::envelope::{Envelope, SpecStamp};
+use crate::proto::envelope::Envelope;
 use crate::spec::{self, ClusterSpec};
 use crate::sys::clock::boottime;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -57,6 +59,10 @@ pub struct Node {
     said: Mutex<BTreeMap<ClusterId, &'static str>>,
     /// What the peer's heartbeats last said of each of its clusters, and when.
     peer_roles: Mutex<BTreeMap<Key, (LiveRole, Mono)>>,
+    /// What the peer does not take of this node's specs, and why: by revision, so that a later one voids it.
+    pub(super) refusals: Mutex<BTreeMap<ClusterId, (u64, Reason)>>,
+    /// A spec of the peer could not be stored: it is asked for again.
+    pub(super) not_stored: AtomicBool,
     /// When each cluster was brought up.
     born: Mutex<BTreeMap<ClusterId, Mono>>,
     /// Messages of the peer's cores for clusters that are not up here yet, of this link session: the
@@ -161,6 +167,8 @@ impl Node {
             down: Mutex::default(),
             said: Mutex::default(),
             peer_roles: Mutex::default(),
+            refusals: Mutex::default(),
+            not_stored: AtomicBool::default(),
             born: Mutex::default(),
             early: Mutex::default(),
             changes: tokio::sync::Mutex::default(),
@@ -173,7 +181,7 @@ impl Node {
         &self.shared.bus
     }
 
-    fn link(&self) -> &LinkHandle {
+    pub(super) fn link(&self) -> &LinkHandle {
         &self.shared.link
     }
 
@@ -242,6 +250,9 @@ impl Node {
         loop {
             self.reconcile().await;
             tokio::time::sleep(TRY_AGAIN).await;
+            if self.not_stored.swap(false, Ordering::Relaxed) {
+                self.send_list(); // the peer sends again what the disk did not take
+            }
         }
     }
 
@@ -390,26 +401,6 @@ impl Node {
         result
     }
 
-    /// Takes a spec of the peer, then acts on it.
-    async fn take(self: Arc<Self>, stamp: SpecStamp, text: String) {
-        let (node, told) = (self.clone(), stamp.clone());
-        let accepted = self
-            .change_specs(move |specs| specs.accept(&told, text, |cluster| node.is_stopped(cluster)))
-            .await;
-        let cluster = Some(stamp.cluster.0.as_str());
-        match accepted {
-            Ok(true) => {
-                self.bus().publish(cluster, Fact::SpecApplied { revision: stamp.number });
-                self.reconcile().await;
-            }
-            Ok(false) => {}
-            Err(error) => {
-                tracing::error!(cluster = %stamp.cluster, %error, "the peer's spec is refused here");
-                self.bus().publish(cluster, Fact::SpecRefused { code: error.code, reason: error.message });
-            }
-        }
-    }
-
     fn withheld_may_go(&self) -> bool {
         let specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
         specs.withheld().any(|cluster| self.is_stopped(cluster))
@@ -508,21 +499,18 @@ impl Node {
         match Envelope::decode(bytes) {
             Ok(Envelope::Core { cluster, body }) => match rmp_serde::from_slice::<PeerMessage>(&body) {
                 Ok(message) => self.core_message(session, cluster, message),
-                Err(error) => tracing::error!(%cluster, %error, "a core message is not understood"),
+                Err(error) => {
+                    // A message of an ordered conversation is missing now: start it over.
+                    tracing::error!(%cluster, %error, "a core message is not understood; the link is closed");
+                    self.link().hang_up(session);
+                }
             },
-            Ok(Envelope::SpecList(theirs)) => {
-                let (want, send) = self.specs.lock().unwrap_or_else(PoisonError::into_inner).compare(&theirs);
-                for cluster in want {
-                    self.send(&Envelope::SpecWant(cluster));
-                }
-                for cluster in &send {
-                    self.send_spec(cluster);
-                }
-            }
+            Ok(Envelope::SpecList(theirs)) => self.compare_lists(&theirs),
             Ok(Envelope::SpecWant(cluster)) => self.send_spec(&cluster),
             // Not in line with the messages that follow: a newer stamp wins in any order, and the peer's
             // core messages of a cluster that is not up yet are kept.
-            Ok(Envelope::SpecPut { stamp, text }) => drop(tokio::spawn(self.clone().take(stamp, text))),
+            Ok(Envelope::SpecPut { stamp, text }) => drop(tokio::spawn(self.clone().take_spec(stamp, text))),
+            Ok(Envelope::SpecRefused { stamp, code, reason }) => self.spec_refused(&stamp, code, &reason),
             Err(error) => tracing::error!(%error, "a message of the peer is not understood"),
         }
     }
@@ -552,22 +540,9 @@ impl Node {
         }
     }
 
-    fn send(&self, envelope: &Envelope) {
+    pub(super) fn send(&self, envelope: &Envelope) {
         if let Err(error) = self.link().send(envelope.encode()) {
             tracing::debug!(%error, "not sent: the lists are compared again at the next connect");
-        }
-    }
-
-    fn send_list(&self) {
-        let stamps = self.specs.lock().unwrap_or_else(PoisonError::into_inner).stamps();
-        self.send(&Envelope::SpecList(stamps));
-    }
-
-    /// Sends one spec, for example after it was applied here.
-    pub fn send_spec(&self, cluster: &ClusterId) {
-        let put = self.specs.lock().unwrap_or_else(PoisonError::into_inner).put(cluster);
-        if let Some(put) = put {
-            self.send(&put);
         }
     }
 

@@ -416,9 +416,12 @@ fn refused(findings: &spec::Findings) -> ApiError {
     ApiError::new("SKC-E7013", message, "mend every finding; `skc explain` has a page for each code")
 }
 
+/// The code of what is worth another try.
+pub const NOT_STORED: &str = "SKC-E7014";
+
 fn not_stored(cluster: &ClusterId, error: &StoreError) -> ApiError {
     ApiError::new(
-        "SKC-E7014",
+        NOT_STORED,
         format!("the spec of {cluster} cannot be stored: {error}; the one before stays in force"),
         "see to the state directory's disk",
     )

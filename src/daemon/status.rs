@@ -27,6 +27,7 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
     let directories = unit.directories.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let quarantine = unit.quarantine.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let figures = unit.streams.figures();
+    let refused = node.peer_refuses(&unit.id, revision);
     ClusterStatus {
         name: unit.id.0.clone(),
         node: node.shared.name.clone(),
@@ -53,6 +54,7 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
             .chain(super::cluster::quarantine::reasons(&quarantine))
             .chain(removed(node, &unit.id))
             .chain(misfit(node, &spec))
+            .chain(refused.clone())
             .chain(link_problems(&node.shared.link.status()))
             .collect(),
         quarantine,
@@ -72,7 +74,7 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
         parked: figures.parked,
         unacknowledged: figures.unacknowledged,
         age_ms: boottime() - snapshot.at,
-        ..ClusterStatus::default()
+        extra: refused.iter().map(peer_refused).collect(),
     }
 }
 
@@ -128,6 +130,11 @@ fn of_down(node: &str, name: &str, down: &Down, now: Mono) -> ClusterStatus {
     let status = of_agent(node, &down.problem, now - down.since, now - down.at);
     let would_fail_over = WouldFailOver { now: false, why: "the cluster is not up here".to_owned() };
     ClusterStatus { name: name.to_owned(), would_fail_over, ..status }
+}
+
+/// For `extra`: `skc apply --wait` ends on it.
+fn peer_refused(why: &Reason) -> (String, serde_json::Value) {
+    ("peer_refused".to_owned(), format!("{}: {}", why.code, why.text).into())
 }
 
 /// How long a condition has lasted, for `extra`.

@@ -164,6 +164,8 @@ pub struct Cluster {
     pub(crate) seed: u128,
     pub(crate) config: Config,
     pub(crate) timers: Timers,
+    /// T and i of the peer's last hello: what it counts with until it says otherwise.
+    pub(crate) peer_timers: Option<(Millis, Millis)>,
     /// The record as last handed to `Persist`.
     pub(crate) d: Durable,
     /// The record that is certainly on disk.
@@ -250,6 +252,7 @@ impl Cluster {
             boot_id,
             seed,
             timers: Timers::nearest(&config),
+            peer_timers: None,
             config,
             committed: d.clone(),
             d,
@@ -310,6 +313,12 @@ impl Cluster {
         std::mem::take(&mut self.out)
     }
 
+    /// Each node counts with the other's timers, so both count with the larger ones: a node that was
+    /// restarted with a new spec meets one that still runs with the old.
+    pub(crate) fn retime(&mut self) {
+        self.timers = Timers::common(&self.config, self.peer_timers);
+    }
+
     fn dispatch(&mut self, now: Mono, input: Input) {
         if let Phase::Broken { .. } = self.phase {
             return self.broken_input(now, input);
@@ -317,8 +326,8 @@ impl Cluster {
         match input {
             Input::Tick => {}
             Input::Configure(config) => {
-                self.timers = Timers::nearest(&config);
                 self.config = *config;
+                self.retime();
             }
             Input::Operator { ticket, command } => self.operator(now, ticket, command),
             Input::Shutdown { ticket } => self.stop(now, Aim::Stop { remember: false }, Some(ticket)),
@@ -435,13 +444,18 @@ impl Cluster {
         }
     }
 
+    /// The kernel may cache what the mount showed: nobody else writes.
+    pub(crate) fn is_writer(&self) -> bool {
+        matches!(self.gate, Gate::Replicated { .. } | Gate::Alone { .. } | Gate::Frozen)
+    }
+
     /// VIP away, services down, write gate shut: in this order, so that nobody is directed here
     /// while writes fail.
     pub(crate) fn release(&mut self, gate: Gate) {
         self.held_by_checker = false;
         self.drop_vips();
         self.stop_services();
-        let was_writer = matches!(self.gate, Gate::Replicated { .. } | Gate::Alone { .. } | Gate::Frozen);
+        let was_writer = self.is_writer();
         if was_writer && gate == Gate::ReadOnly {
             self.set_gate(Gate::Shut);
         }

@@ -4,7 +4,7 @@
 //! more, less or elsewhere is another protocol version, which the link negotiates before anything here is
 //! sent. A message of another shape is refused as a whole. Golden bytes: `tests/proto_wire/core.rs`.
 
-use crate::base::{Epoch, Generation, NodeId, OpSeq};
+use crate::base::{Epoch, Generation, Millis, NodeId, OpSeq};
 use crate::engine::durable::{Damage, Inconsistent};
 use crate::engine::io::{Plan, TreeState};
 use serde::{Deserialize, Serialize};
@@ -97,6 +97,10 @@ pub struct Hello {
     pub mint: u128,
     /// `failover.preferredPrimary` as the sender's configuration has it (breaks ties of a split brain).
     pub preferred: Option<NodeId>,
+    /// `heartbeat.timeout` as the sender's configuration has it: both count with the larger one.
+    pub timeout: Millis,
+    /// `heartbeat.interval`, likewise.
+    pub interval: Millis,
 }
 
 /// Outcome of the decision table.

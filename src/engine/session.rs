@@ -128,6 +128,7 @@ impl Cluster {
             Input::LinkDown { link } if self.link.as_ref().is_some_and(|l| l.id == link) => self.link = None,
             Input::Peer { link, message: PeerMessage::Hello(hello) } => {
                 if let Some(current) = self.link.as_mut().filter(|l| l.id == link) {
+                    self.peer_timers = Some((hello.timeout, hello.interval));
                     current.got = Some(*hello);
                 }
             }
@@ -201,6 +202,8 @@ impl Cluster {
             adopt_force: self.adopt.is_some_and(|adopt| adopt.force),
             mint: self.fresh(1),
             preferred: self.config.preferred,
+            timeout: self.config.heartbeat_timeout,
+            interval: self.config.heartbeat_interval,
         }
     }
 
@@ -248,10 +251,12 @@ impl Cluster {
     }
 
     fn hello_in(&mut self, now: Mono, hello: Hello) {
-        let Some(link) = &self.link else { return };
-        if hello.node == self.me {
+        if self.link.is_none() || hello.node == self.me {
             return;
         }
+        self.peer_timers = Some((hello.timeout, hello.interval));
+        self.retime();
+        let Some(link) = &self.link else { return };
         let open = matches!(link.shake, Shake::Greeting | Shake::Idle(_) | Shake::Disagree { .. });
         if !open {
             self.session_lost(now);
@@ -507,6 +512,9 @@ impl Cluster {
     pub(crate) fn serve_replicated(&mut self, now: Mono, epoch: Epoch, standby: bool) {
         self.set_tombstone(Some(Tombstone { epoch, role: StreamRole::Source }));
         self.phase = Phase::Prim { standby, stable_since: standby.then_some(now) };
+        if !self.is_writer() {
+            self.emit(Effect::InvalidateCaches);
+        }
         self.set_gate(Gate::Replicated { epoch });
         self.add_vips();
         self.start_services();

@@ -120,6 +120,16 @@ impl Timers {
         Self::from(timeout, config.heartbeat_interval.clamp(INTERVAL_MIN, most))
     }
 
+    /// What two nodes count with whose specs may differ: the larger of each. `peer`: its T and i.
+    pub(crate) fn common(config: &Config, peer: Option<(Millis, Millis)>) -> Self {
+        let (timeout, interval) = peer.unwrap_or_default();
+        Self::nearest(&Config {
+            heartbeat_timeout: config.heartbeat_timeout.max(timeout),
+            heartbeat_interval: config.heartbeat_interval.max(interval),
+            ..config.clone()
+        })
+    }
+
     fn from(timeout: Millis, interval: Millis) -> Self {
         let window = (timeout / 8).clamp(150, 500);
         Self {
@@ -180,6 +190,17 @@ mod tests {
             assert!(timers.freeze > timers.timeout + timers.hold + timers.window, "{t}");
             assert!(timers.interval <= timers.one_way / 2, "{t}");
         }
+    }
+
+    #[test]
+    fn nodes_with_different_specs_count_with_the_same_timers() {
+        for (a, b) in [((500, 100), (2_000, 200)), ((2_000, 500), (600, 20)), ((300, 75), (30_000, 20))] {
+            let (at_a, at_b) = (config(a.0, a.1), config(b.0, b.1));
+            let common = Timers::common(&at_a, Some(b));
+            assert_eq!(common, Timers::common(&at_b, Some(a)));
+            assert_eq!((common.timeout, common.interval), (a.0.max(b.0), a.1.max(b.1)));
+        }
+        assert_eq!(Timers::common(&config(500, 100), None), Timers::nearest(&config(500, 100)));
     }
 
     #[test]

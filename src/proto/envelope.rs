@@ -25,6 +25,15 @@ pub enum Envelope {
     },
     /// "Send me this one."
     SpecWant(ClusterId),
+    /// "This one of yours is not in force here": told to whoever applied it.
+    SpecRefused {
+        /// Which revision.
+        stamp: SpecStamp,
+        /// `SKC-E####`.
+        code: String,
+        /// Why, for people.
+        reason: String,
+    },
 }
 
 /// Identity of one revision of one cluster's spec. Order: number, then the author's name: two nodes

@@ -79,3 +79,29 @@ fn change_in_place_is_taken_over_without_a_role_change() {
     }
     assert_eq!(cluster.finish(load), primary);
 }
+
+#[test]
+fn refusal_of_the_other_node_reaches_the_one_who_applies() {
+    let Some(lab) = arena("spec-refused") else { return };
+    let (cluster, primary, standby) = Cluster::start(&lab, &Spec::LEDGER);
+    let specs = lab.node_dir(standby).join("state/specs");
+    let immutable = |flag: &str| {
+        let done = std::process::Command::new("chattr").arg(flag).arg(&specs).status().expect("chattr runs");
+        assert!(done.success(), "chattr {flag} {}", specs.display());
+    };
+    immutable("+i");
+    let text = Spec::LEDGER.text().replace("failover: {}", "failover: {maxRestarts: 5}");
+    cluster.change_on(primary, &text);
+    let named = |status: &serde_json::Value| {
+        let said = status["extra"]["peer_refused"].as_str().unwrap_or_default().to_owned();
+        said.contains("SKC-E7014") && said.contains(standby.name())
+    };
+    until("the refusal is told", SETTLE, || named(&cluster.status(primary)));
+    let reasons = cluster.status(primary)["reasons"].to_string();
+    assert!(reasons.contains("SKC-E7014"), "{reasons}");
+    // The disk is mended: the node asks again by itself.
+    immutable("-i");
+    agree(&cluster, 2);
+    until("the refusal is void", SETTLE, || !named(&cluster.status(primary)));
+    cluster.verdict();
+}

@@ -41,35 +41,39 @@ fn any_hello() -> impl Strategy<Value = Hello> {
     let ids = (node(), prop::option::of(node()), prop::option::of(node()), prop::option::of(node()));
     let numbers = (any::<(u64, u128, u128)>(), any::<(Option<u64>, Option<u64>)>(), any::<[bool; 5]>());
     let lineage = (epoch(), generation(), generation(), history(), inconsistent());
-    (words, ids, numbers, lineage).prop_map(|((role, tree), ids, numbers, lineage)| {
-        let (node, owner, adopt, preferred) = ids;
-        let ((n, grant, mint), (from, applied), [started, alone, last_primary, intact, adopt_force]) =
-            numbers;
-        let (epoch, cur, base, history, inconsistent) = lineage;
-        Hello {
-            n,
-            node,
-            started,
-            epoch,
-            owner,
-            grant,
-            cur,
-            base,
-            history,
-            alone,
-            last_primary,
-            intact,
-            inconsistent,
-            role,
-            replay_from: from.map(OpSeq),
-            applied: applied.map(OpSeq),
-            tree,
-            adopt,
-            adopt_force,
-            mint,
-            preferred,
-        }
-    })
+    (words, ids, numbers, lineage, any::<[u64; 2]>()).prop_map(
+        |((role, tree), ids, numbers, lineage, times)| {
+            let (node, owner, adopt, preferred) = ids;
+            let ((n, grant, mint), (from, applied), [started, alone, last_primary, intact, adopt_force]) =
+                numbers;
+            let (epoch, cur, base, history, inconsistent) = lineage;
+            Hello {
+                n,
+                node,
+                started,
+                epoch,
+                owner,
+                grant,
+                cur,
+                base,
+                history,
+                alone,
+                last_primary,
+                intact,
+                inconsistent,
+                role,
+                replay_from: from.map(OpSeq),
+                applied: applied.map(OpSeq),
+                tree,
+                adopt,
+                adopt_force,
+                mint,
+                preferred,
+                timeout: times[0],
+                interval: times[1],
+            }
+        },
+    )
 }
 
 pub fn any_message() -> impl Strategy<Value = PeerMessage> {
@@ -109,7 +113,12 @@ pub fn any_envelope() -> impl Strategy<Value = Envelope> {
         ("\\PC{0,63}", any::<Vec<u8>>())
             .prop_map(|(cluster, body)| Envelope::Core { cluster: ClusterId(cluster), body }),
         prop::collection::vec(stamp.clone(), 0..4).prop_map(Envelope::SpecList),
-        (stamp, "\\PC{0,200}").prop_map(|(stamp, text)| Envelope::SpecPut { stamp, text }),
+        (stamp.clone(), "\\PC{0,200}").prop_map(|(stamp, text)| Envelope::SpecPut { stamp, text }),
+        (stamp, "\\PC{0,20}", "\\PC{0,200}").prop_map(|(stamp, code, reason)| Envelope::SpecRefused {
+            stamp,
+            code,
+            reason
+        }),
         "\\PC{0,63}".prop_map(|cluster| Envelope::SpecWant(ClusterId(cluster))),
     ]
 }

@@ -73,6 +73,8 @@ fn hello(role: LiveRole, tree: TreeState) -> Hello {
         adopt_force: false,
         mint: 1 << 64,
         preferred: None,
+        timeout: 2_000,
+        interval: 200,
     }
 }
 
@@ -139,7 +141,8 @@ fn envelopes() -> Vec<Envelope> {
         Envelope::SpecList(vec![stamp(false), stamp(true)]),
         Envelope::SpecPut { stamp: stamp(false), text: "kind: ClusterSpec\n".into() },
         Envelope::SpecPut { stamp: stamp(true), text: String::new() },
-        Envelope::SpecWant(cluster),
+        Envelope::SpecWant(cluster.clone()),
+        Envelope::SpecRefused { stamp: stamp(true), code: "SKC-E7022".into(), reason: "it runs here".into() },
     ]
 }
 
@@ -278,6 +281,7 @@ fn golden_bytes_of_envelopes_of_version_1() {
         Envelope::SpecList(_) => "SpecList".to_owned(),
         Envelope::SpecPut { .. } => "SpecPut".to_owned(),
         Envelope::SpecWant(_) => "SpecWant".to_owned(),
+        Envelope::SpecRefused { .. } => "SpecRefused".to_owned(),
     };
     let text = lines(envelopes().iter().zip(&encoded).map(|(e, b)| (named(e), b.as_slice())));
     insta::assert_snapshot!("envelopes_v1", text);

@@ -11,6 +11,9 @@ use skc::base::NodeId;
 use skc::engine::{Config, Level};
 use world::{Action, Budget, World};
 
+/// Timeout and interval of the heartbeats, in ms.
+const TIMERS: [(u64, u64); 3] = [(2_000, 200), (500, 100), (4_000, 1_000)];
+
 /// xorshift64*: small, fixed, good enough to pick actions.
 struct Dice(u64);
 
@@ -75,6 +78,11 @@ fn run(seed: u64, level: Level, rounds: usize) -> usize {
     let mut steps = 0;
     for round in 0..rounds {
         world.budget = faults(level, &mut dice);
+        if dice.roll(4) == 0 {
+            // Taken over by this node's next agent, whatever the other one counts with.
+            let config = &mut world.config[dice.roll(2) as usize];
+            (config.heartbeat_timeout, config.heartbeat_interval) = TIMERS[dice.roll(3) as usize];
+        }
         let start = world.clone();
         let mut schedule = Vec::new();
         let mut actions = Vec::new();

@@ -88,7 +88,6 @@ impl Cluster {
         self.session_is(epoch);
         self.send(PeerMessage::TokenTaken { epoch });
         self.open_stream(StreamRole::Source, epoch, Plan::Continue);
-        self.invalidate();
         self.serve_replicated(now, epoch, true);
         self.took_over();
         if let Some((ticket, _)) = self.swap_asked.take() {

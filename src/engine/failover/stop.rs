@@ -143,7 +143,11 @@ impl Cluster {
         let takes_part = !matches!(self.phase, Phase::Stopped | Phase::Leaving { .. });
         self.autostart = !self.d.stopped && (takes_part || self.autostart);
         self.undecide();
+        let was_writer = self.is_writer();
         self.emit(Effect::Gate(Gate::Shut));
+        if was_writer {
+            self.emit(Effect::InvalidateCaches);
+        }
         self.emit(Effect::DropVips);
         self.emit(Effect::StopServices);
         self.emit(Effect::SetTombstone(None));
@@ -193,8 +197,8 @@ impl Cluster {
                 self.refuse(Some(ticket), "SKC-E0401", "the fencing record cannot be written; see status");
             }
             Input::Configure(config) => {
-                self.timers = crate::engine::timers::Timers::nearest(&config);
                 self.config = *config;
+                self.retime();
             }
             Input::LocalTree(tree) => self.tree = tree,
             Input::Services(state) => self.services = state,

@@ -8,7 +8,7 @@ impl World {
     // ---- faults and returns ----
 
     pub(super) fn start_worker(&mut self, n: NodeId) {
-        let (now, config) = (self.now, self.config.clone());
+        let (now, config) = (self.now, self.config[ix(n)].clone());
         let node = self.node_mut(n);
         node.lives += 1;
         let boot = u128::from(node.boots) * 2 + ix(n) as u128 + 10;

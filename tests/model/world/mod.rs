@@ -86,7 +86,8 @@ pub struct World {
     /// The newest epoch anyone acknowledged in, and who.
     pub last_ack: Option<(Epoch, u128, NodeId)>,
     pub violation: Option<&'static str>,
-    pub config: Config,
+    /// What an agent starts with, a node each: a spec may have reached only one of them.
+    pub config: [Config; 2],
 }
 
 pub const BOTH: [NodeId; 2] = [NodeId::A, NodeId::B];
@@ -112,7 +113,7 @@ impl World {
             sabotage: Sabotage::default(),
             last_ack: None,
             violation: None,
-            config,
+            config: [config.clone(), config],
         }
     }
 
