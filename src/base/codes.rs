@@ -144,6 +144,7 @@ codes! {
     FS_NO_FUSE = "SKC-E3009", "/dev/fuse cannot be opened";
     FS_ADOPT = "SKC-E3010", "The directory could not be adopted";
     FS_SPACE = "SKC-E3011", "The disk has too little room";
+    FS_UNMOUNTED = "SKC-E3012", "The mirror's mount was taken away";
     // Replication
     REPL_APPLY = "SKC-E4001", "The standby cannot apply";
     REPL_STUCK = "SKC-E4005", "The data path does not come to rest";
@@ -202,6 +203,7 @@ codes! {
     REASON_0103 = "SKC-R0103", "Another directory is at the path than before";
     REASON_0104 = "SKC-R0104", "The directory is empty although it was not";
     REASON_0105 = "SKC-R0105", "The disk returns errors or does not answer in time";
+    REASON_0106 = "SKC-R0106", "The mirror's mount was taken away";
     REASON_0201 = "SKC-R0201", "The fencing record cannot be written";
     REASON_0202 = "SKC-R0202", "The node waits for its peer";
     REASON_0203 = "SKC-R0203", "The freeze ended without permission to go on alone";

@@ -6,11 +6,11 @@ use super::operate::Api;
 use super::start::{self, Door};
 use crate::api::server::BindError;
 use crate::api::{self, Document};
-use crate::bus::{Bus, Fact};
+use crate::bus::{Bus, Fact, Item};
 use crate::guard::client::{Guard, GuardEvent};
 use crate::store::StateLock;
 use crate::store::events::EventLog;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -113,7 +113,8 @@ async fn bring_up(options: &Options, guard: &Guard) -> Result<(Arc<Node>, StateL
         start::until_up(&door, move || start::open(&root)).await;
     let name = identity.me().name.clone();
     let bus = Bus::new(name.clone());
-    tokio::spawn(keep_log(bus.clone(), log));
+    // Subscribed here: the first fact is published before the task runs.
+    tokio::spawn(keep_log(bus.subscribe(), log));
     bus.publish(None, Fact::AgentStarted { version: env!("CARGO_PKG_VERSION").to_owned() });
     let shared = Arc::new(Shared {
         name,
@@ -159,10 +160,9 @@ fn node_event(node: &Node, event: GuardEvent) {
     }
 }
 
-async fn keep_log(bus: Bus, mut log: EventLog) {
-    let mut events = bus.subscribe();
+async fn keep_log(mut events: impl Stream<Item = Item> + Unpin, mut log: EventLog) {
     while let Some(item) = events.next().await {
-        let crate::bus::Item::Event(event) = item else { continue };
+        let Item::Event(event) = item else { continue };
         if event.fact.is_progress() {
             continue;
         }

@@ -17,8 +17,8 @@ use crate::base::{Epoch, Generation, Millis, Mono, NodeId};
 use crate::engine::config::Config;
 use crate::engine::durable::{Damage, Durable, Inconsistent};
 use crate::engine::io::{
-    Effect, Event, EventKind, Gate, Input, OperatorResult, ServiceState, StreamFacts, StreamRole, Ticket,
-    Token, Tombstone, TreeState,
+    Effect, Event, EventKind, Gate, Input, OperatorResult, Plan, ServiceState, StreamFacts, StreamRole,
+    Ticket, Token, Tombstone, TreeState,
 };
 use crate::engine::lineage;
 use crate::engine::peer::{HeartbeatBody, LiveRole, PeerMessage};
@@ -164,6 +164,8 @@ pub struct Cluster {
     pub(crate) seed: u128,
     pub(crate) config: Config,
     pub(crate) timers: Timers,
+    /// The tree was written past the mount since the last compare of both.
+    pub(crate) touched: bool,
     /// T and i of the peer's last hello: what it counts with until it says otherwise.
     pub(crate) peer_timers: Option<(Millis, Millis)>,
     /// The record as last handed to `Persist`.
@@ -252,6 +254,7 @@ impl Cluster {
             boot_id,
             seed,
             timers: Timers::nearest(&config),
+            touched: false,
             peer_timers: None,
             config,
             committed: d.clone(),
@@ -473,8 +476,11 @@ impl Cluster {
         }
     }
 
-    pub(crate) fn open_stream(&mut self, role: StreamRole, epoch: Epoch, plan: crate::engine::io::Plan) {
+    pub(crate) fn open_stream(&mut self, role: StreamRole, epoch: Epoch, plan: Plan) {
         self.stream = Some((epoch, role));
+        if !matches!(plan, Plan::Replay { .. } | Plan::Continue) {
+            self.touched = false;
+        }
         self.facts = StreamFacts::default();
         self.emit(Effect::OpenStream { role, epoch, plan });
     }

@@ -49,6 +49,8 @@ pub enum TreeState {
     EmptyWhereNotEmpty,
     /// Reads or writes fail or take longer than their deadline.
     DiskError,
+    /// Somebody took our mount away: what was written at the path since is in no stream.
+    Unmounted,
 }
 
 /// Can the ping witness be reached?

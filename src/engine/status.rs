@@ -113,6 +113,9 @@ impl Cluster {
             TreeState::DiskError => {
                 say("SKC-R0105", "the disk returns errors or does not answer in time".into());
             }
+            TreeState::Unmounted => {
+                say("SKC-R0106", "somebody took the mirror's mount away; it is mounted again".into());
+            }
         }
         if self.decided.is_some() {
             say("SKC-R0307", "going on alone as soon as what only memory held is durable".into());

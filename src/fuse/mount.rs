@@ -212,6 +212,21 @@ impl Mount {
         &self.tree
     }
 
+    /// Is it what one finds at its path? False after somebody unmounted it or mounted over it. A mount table
+    /// that cannot be read accuses nobody.
+    pub fn is_in_place(&self) -> bool {
+        let Ok(mounts) = mountinfo::read() else { return true };
+        mountinfo::at(&mounts, &self.path).is_some_and(|m| m.dev == (0, self.connection))
+    }
+
+    /// Ends the connection of a mount that is not in place any more: who still has something open in it gets
+    /// ENOTCONN. Nothing is unmounted, since what lies at the path is not ours.
+    pub fn abandon(&self) {
+        if let Some(Err(error)) = self.abort.as_ref().map(Abort::fire) {
+            tracing::warn!(path = %self.path.display(), %error, "aborting the lost mount failed");
+        }
+    }
+
     /// Is it still served? False after somebody unmounted or aborted it.
     pub fn is_alive(&self) -> bool {
         self.session.is_running()

@@ -128,3 +128,27 @@ fn start_on_a_mounted_directory() {
     cluster.progress(&load, 100);
     cluster.finish(load);
 }
+
+/// By `umount -a`, a clean-up script, a tired operator. What is written at the path then passes the mirror by.
+#[test]
+fn mount_that_is_taken_away_moves_the_service() {
+    let Some(lab) = arena("unmounted") else { return };
+    let (cluster, primary, standby) = Cluster::start(&lab, &Spec::LEDGER);
+    let load = cluster.load();
+    cluster.progress(&load, 200);
+    let step = Duration::from_secs(5);
+    let stray = ["sh", "-c", "umount -l /srv/ledger && echo stray > /srv/ledger/by-hand"];
+    lab.run(primary, &stray, step).expect("the mount is taken away");
+    cluster.wait(standby, &["PRIM", "vip"]);
+    cluster.progress(&load, 200);
+    cluster.wait(primary, &["SECOND", "Ready", "UpToDate"]);
+    assert_eq!(cluster.quarantine(primary), 1, "what was written past the mirror is kept");
+    // On a standby it costs the session only.
+    lab.run(primary, &["sh", "-c", "umount -l /srv/ledger && echo stray > /srv/ledger/by-hand"], step)
+        .expect("the standby's mount is taken away");
+    until("the standby is compared anew", SETTLE, || cluster.quarantine(primary) == 2);
+    cluster.wait(primary, &["SECOND", "Ready", "UpToDate"]);
+    let error = lab.run(primary, &["touch", "/srv/ledger/again"], step).expect_err("mounted again");
+    assert!(error.to_string().contains("Read-only"), "{error}");
+    assert_eq!(cluster.finish(load), standby);
+}

@@ -21,13 +21,14 @@ const EPOCH: Epoch = Epoch { g: 3, s: 4 };
 const DAMAGES: [Damage; 4] = [Damage::Resync, Damage::Apply { errno: 28 }, Damage::Sync, Damage::Stamp];
 const ROLES: [LiveRole; 6] =
     [LiveRole::Stop, LiveRole::Wait, LiveRole::Alone, LiveRole::Prim, LiveRole::Frozen, LiveRole::Second];
-const TREES: [TreeState; 6] = [
+const TREES: [TreeState; 7] = [
     TreeState::Unknown,
     TreeState::Ok { empty: true, stamp_ok: false },
     TreeState::Missing,
     TreeState::Replaced,
     TreeState::EmptyWhereNotEmpty,
     TreeState::DiskError,
+    TreeState::Unmounted,
 ];
 const PLANS: [Plan; 5] = [
     Plan::Replay { applied: OpSeq(7) },

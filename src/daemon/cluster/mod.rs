@@ -17,6 +17,7 @@ mod world;
 
 use super::beat::Key;
 use crate::api::types::QuarantineStatus;
+use crate::base::codes;
 use crate::base::{ClusterId, Epoch, NodeId};
 use crate::bus::Bus;
 use crate::engine::{Cluster, Durable, HeartbeatBody, Input, LinkId, Role, TreeState};
@@ -311,6 +312,9 @@ impl ClusterUnit {
     fn look(&self) -> TreeState {
         let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = volumes.look();
+        if state == TreeState::Unmounted {
+            self.tell_guard(&volumes);
+        }
         if self.streams.is_sick() {
             state = TreeState::DiskError;
         }
@@ -318,12 +322,14 @@ impl ClusterUnit {
             && matches!(state, TreeState::Ok { .. })
             && let Some(trees) = volumes.trees()
         {
-            let mounted = self.streams.attach(trees).and_then(|()| match self.streams.replicator() {
-                Some(replicator) => volumes.mount(&replicator),
-                None => Err("no data path".to_owned()),
+            let failed = |why| (codes::FS_MOUNT, why);
+            let mounted = self.streams.attach(trees).map_err(failed).and_then(|()| {
+                let replicator =
+                    self.streams.replicator().ok_or_else(|| failed("no data path".to_owned()))?;
+                volumes.mount(&replicator)
             });
-            if let Err(error) = mounted {
-                tracing::error!(cluster = %self.id, error, error_code = "SKC-E3001", "cannot mount");
+            if let Err((code, error)) = mounted {
+                tracing::error!(cluster = %self.id, error, error_code = code.id, "cannot mount");
                 state = TreeState::Missing;
             }
             self.tell_guard(&volumes);

@@ -9,9 +9,10 @@
 //! Not a reconciler, on purpose. What is observed here is evidence, not a state to be brought about: a
 //! directory that is another one than before must reach the core as that, never be put right by a step.
 //! Mounting is the end of the same look, not a wish of its own: it binds the tree to the data path, which
-//! is made once and lives as long. And a mount that somebody took away must not come back by itself:
-//! what was written underneath meanwhile is in no stream, and a new mount over it would hide that.
+//! is made once and lives as long. And a mount that somebody took away is not just put back: what was
+//! written underneath meanwhile is in no stream, so the core hears of it first ([`TreeState::Unmounted`]).
 
+use crate::base::codes::{self, Code};
 use crate::base::{ClusterId, Volume};
 use crate::engine::TreeState;
 use crate::fuse::{self, Mount};
@@ -104,15 +105,22 @@ impl Volumes {
                 }
             }
             worst = combine(worst, unit.state);
+            if let Some(mount) = unit.mount.take_if(|mount| !mount.is_in_place()) {
+                tracing::error!(path = %unit.path.display(), error_code = "SKC-E3012", "{}", note(TreeState::Unmounted));
+                // Not unmounted by path: somebody else's may lie there now.
+                mount.abandon();
+                note(TreeState::Unmounted).clone_into(&mut unit.note);
+                worst = combine(worst, TreeState::Unmounted);
+            }
         }
         worst
     }
 
     /// Mounts over every directory; call when `look` said Ok.
-    pub fn mount(&mut self, replicator: &Arc<dyn Replicator>) -> Result<(), String> {
+    pub fn mount(&mut self, replicator: &Arc<dyn Replicator>) -> Result<(), (Code, String)> {
         for unit in &mut self.units {
             let Some(tree) = &unit.tree else {
-                return Err(format!("{}: {}", unit.path.display(), unit.note));
+                return Err((codes::FS_MOUNT, format!("{}: {}", unit.path.display(), unit.note)));
             };
             if unit.mount.is_none() {
                 unit.note = bypassing(&unit.path);
@@ -120,7 +128,7 @@ impl Volumes {
                     Ok(mount) => unit.mount = Some(mount),
                     Err(error) => {
                         unit.note = error.to_string();
-                        return Err(format!("{}: {error}", unit.path.display()));
+                        return Err((error.code(), format!("{}: {error}", unit.path.display())));
                     }
                 }
             }
@@ -213,6 +221,7 @@ fn note(state: TreeState) -> &'static str {
             "the directory is empty and has no token: its volume is probably not mounted"
         }
         TreeState::DiskError => "its disk does not answer or answers with errors",
+        TreeState::Unmounted => "its mount was taken away; what was written there since is in no stream",
     }
 }
 

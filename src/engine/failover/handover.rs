@@ -29,6 +29,12 @@ impl Cluster {
     pub(crate) fn services_down(&mut self, now: Mono) {
         let Phase::Handover { aim, step: Step::Services, standby, ticket, .. } = self.phase else { return };
         if !standby {
+            // A standby that has had the marker may be UpToDate already, before its word arrived: it goes on
+            // only if it is told that this node leaves.
+            let settling = matches!(self.gate, Gate::Replicated { .. }) && self.session().is_some();
+            if settling && aim != Aim::Swap {
+                return self.leave(now, aim, ticket);
+            }
             let remember = aim == Aim::Stop { remember: true };
             return self.stop_now(now, remember, ticket);
         }

@@ -22,8 +22,15 @@ impl Cluster {
             self.autostart = false;
             self.start(now);
         }
-        let sick = tree == TreeState::DiskError && before != TreeState::DiskError;
+        let news = |state: TreeState| tree == state && before != state;
+        // Neither side's position in the stream describes this tree any more.
+        self.touched |= news(TreeState::Unmounted);
+        let sick = news(TreeState::DiskError) || news(TreeState::Unmounted);
         match self.phase {
+            // A running compare has missed what was written past it.
+            Phase::Alone { .. } | Phase::Prim { standby: false, .. } if news(TreeState::Unmounted) => {
+                self.greet(now);
+            }
             Phase::Prim { standby: true, .. } if sick => self.begin_handover(now, Aim::SickDisk, None),
             Phase::Second { .. } if sick => self.eject(now, Damage::Sync),
             _ => {}
