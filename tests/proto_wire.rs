@@ -13,7 +13,8 @@ use skc::proto::stream::{
 use skc::proto::{Attr, FileId, FsOp};
 
 const EPOCH: Epoch = Epoch { g: 3, s: 4 };
-const ATTR: Attr = Attr { mode: 0o100_644, uid: 1, gid: 2, rdev: 0, size: 5, atime: (6, 7), mtime: (-8, 9) };
+const ATTR: Attr =
+    Attr { mode: 0o100_644, uid: 1, gid: 2, rdev: 0, size: 5, atime: (6, 7), mtime: (-8, 9), flags: 0x30 };
 
 /// One of every message, with awkward values.
 fn samples() -> Vec<(Kind, Vec<u8>)> {
@@ -81,6 +82,7 @@ fn samples() -> Vec<(Kind, Vec<u8>)> {
         FsOp::SetXattr { id: FileId(3), name: b"user.a".to_vec(), flags: 1, mode: 0o644 },
         FsOp::RemoveXattr { id: FileId(3), name: b"user.a".to_vec(), mode: 0o644 },
         FsOp::Fallocate { id: FileId(3), mode: 3, offset: 1, length: 2, mtime: (1, 2) },
+        FsOp::SetFlags { id: FileId(3), flags: 0x10 },
         FsOp::Fsync { id: FileId(3), data_only: true },
     ];
     for op in &ops {

@@ -1,8 +1,9 @@
 //! Are two trees equal? The judge of invariant I4: names, types, modes, owners, mtimes (ns), sizes,
-//! bytes, link groups, targets, device numbers, extended attributes, ACLs, holes.
+//! bytes, link groups, targets, device numbers, extended attributes, ACLs, inode flags, holes.
 //!
 //! An independent reader: plain `std::fs` on the backing directories, nothing shared with
-//! replication. Left out by definition: `.skc` in the root, `trusted.skc.*` attributes, ctime,
+//! replication. Inode flags are compared where both trees are on file systems of one type: each type has its
+//! own. Left out by definition: `.skc` in the root, `trusted.skc.*` attributes, ctime,
 //! btime, inode and device numbers of the file systems. The trees must be at rest.
 
 use crate::sys::inspect;
@@ -19,6 +20,8 @@ const SHOWN: usize = 20;
 const HIDDEN: &str = ".skc";
 /// Prefix of attributes of ours.
 const HIDDEN_XATTR: &[u8] = b"trusted.skc.";
+/// Inode flags that travel: s u c S i a d A, no compression, D T C.
+const FLAGS: u32 = 0x83_04ff;
 
 /// Result of a comparison.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -55,6 +58,7 @@ struct Object {
     mtime: (i64, i64),
     size: u64,
     device: u64,
+    flags: u32,
     target: Option<PathBuf>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// First path of the same inode and how many there are in the tree.
@@ -66,7 +70,12 @@ struct Object {
 /// Compares the trees at `left` and `right`.
 pub fn trees(left: &Path, right: &Path) -> io::Result<Comparison> {
     let block = fs::metadata(left)?.blksize().max(fs::metadata(right)?.blksize()).max(1);
-    let (a, b) = (read(left, block)?, read(right, block)?);
+    let of_type = |path: &Path| -> io::Result<i64> {
+        let stat = crate::sys::file::stat_fs(File::open(path)?.as_fd());
+        Ok(stat.map_err(|e| io::Error::from_raw_os_error(e.0))?.kind)
+    };
+    let flags = if of_type(left)? == of_type(right)? { FLAGS } else { 0 };
+    let (a, b) = (read(left, block, flags)?, read(right, block, flags)?);
     let mut result = Comparison::default();
     for (path, one) in &a {
         result.objects += 1;
@@ -95,6 +104,7 @@ fn differences(path: &Path, a: &Object, b: &Object, result: &mut Comparison) {
     check(a.mtime == b.mtime, &|| format!("mtime {:?} / {:?}", a.mtime, b.mtime));
     check(a.size == b.size, &|| format!("size {} / {}", a.size, b.size));
     check(a.device == b.device, &|| format!("device number {} / {}", a.device, b.device));
+    check(a.flags == b.flags, &|| format!("inode flags {:#x} / {:#x}", a.flags, b.flags));
     check(a.target == b.target, &|| format!("target {:?} / {:?}", a.target, b.target));
     check(a.xattrs == b.xattrs, &|| format!("extended attributes {} / {}", names(a), names(b)));
     check(a.group == b.group, &|| format!("links {:?} / {:?}", a.group, b.group));
@@ -110,7 +120,7 @@ fn names(object: &Object) -> String {
     format!("[{}]", object.xattrs.iter().map(show).collect::<Vec<_>>().join(" "))
 }
 
-fn read(root: &Path, block: u64) -> io::Result<BTreeMap<PathBuf, Object>> {
+fn read(root: &Path, block: u64, flags: u32) -> io::Result<BTreeMap<PathBuf, Object>> {
     let mut objects = BTreeMap::new();
     let mut inodes = BTreeMap::<u64, Vec<PathBuf>>::new();
     let mut todo = vec![PathBuf::new()];
@@ -127,7 +137,7 @@ fn read(root: &Path, block: u64) -> io::Result<BTreeMap<PathBuf, Object>> {
         } else {
             inodes.entry(meta.ino()).or_default().push(relative.clone());
         }
-        let object = object(&path, &meta, block).map_err(|e| named(&path, &e))?;
+        let object = object(&path, &meta, block, flags).map_err(|e| named(&path, &e))?;
         objects.insert(relative, object);
     }
     for mut paths in inodes.into_values() {
@@ -147,9 +157,11 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-fn object(path: &Path, meta: &fs::Metadata, block: u64) -> io::Result<Object> {
+fn object(path: &Path, meta: &fs::Metadata, block: u64, flags: u32) -> io::Result<Object> {
     let kind = meta.file_type();
     let file = if kind.is_file() { Some(File::open(path)?) } else { None };
+    let dir = if kind.is_dir() && flags != 0 { Some(File::open(path)?) } else { None };
+    let own_flags = file.as_ref().or(dir.as_ref()).filter(|_| flags != 0).map(inspect::inode_flags);
     let is_device = kind.is_block_device() || kind.is_char_device();
     let mut xattrs = inspect::xattrs(path)?;
     xattrs.retain(|name, _| !name.starts_with(HIDDEN_XATTR));
@@ -170,6 +182,7 @@ fn object(path: &Path, meta: &fs::Metadata, block: u64) -> io::Result<Object> {
         // A directory's size is its file system's own affair.
         size: if kind.is_dir() { 0 } else { meta.size() },
         device: if is_device { meta.rdev() } else { 0 },
+        flags: own_flags.transpose()?.unwrap_or(0) & flags,
         target: if kind.is_symlink() { Some(fs::read_link(path)?) } else { None },
         xattrs,
         group: (PathBuf::new(), 0),
@@ -243,12 +256,15 @@ mod tests {
 
         fs::write(b.path().join("d/f"), b"hellO").unwrap();
         touch("d/f", time);
+        let dumped = File::open(b.path().join("d/e")).unwrap();
+        let flagged = crate::sys::file::flags::set_flags(dumped.as_fd(), 0x40).is_ok();
         fs::set_permissions(b.path().join("d/e"), fs::Permissions::from_mode(0o700)).unwrap();
         touch("d/e", time + Duration::from_nanos(1));
         let found = trees(a.path(), b.path()).unwrap().examples.join("\n");
         for what in ["d/f: content", "g: content", "d/e: mode", "d/e: mtime"] {
             assert!(found.contains(what), "{what} in {found}");
         }
+        assert_eq!(found.contains("d/e: inode flags"), flagged, "{found}");
 
         fs::remove_file(b.path().join("g")).unwrap();
         symlink("nowhere", b.path().join("new")).unwrap();

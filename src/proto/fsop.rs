@@ -33,6 +33,8 @@ pub struct Attr {
     pub atime: (i64, u32),
     /// Modification time.
     pub mtime: (i64, u32),
+    /// Inode flags (FS_*_FL) that both nodes share; regular files and directories.
+    pub flags: u32,
 }
 
 /// A POSIX ACL or other xattr a new object inherited: (name, value).
@@ -146,6 +148,8 @@ pub enum FsOp {
     },
     /// fallocate(2) with the kernel's FALLOC_FL_* bits.
     Fallocate { id: FileId, mode: u32, offset: u64, length: u64, mtime: Time },
+    /// FS_IOC_SETFLAGS: the shared flags as they are now.
+    SetFlags { id: FileId, flags: u32 },
     /// fsync (`data_only` = fdatasync) of a file or directory: acknowledged by its own SyncAck.
     Fsync { id: FileId, data_only: bool },
 }

@@ -22,11 +22,11 @@ fn sync_each(trees: &[Arc<Tree>], sync: impl Fn(&Tree) -> Result<(), Errno>) -> 
     all.fold(Ok(()), Result::and)
 }
 
-/// The attributes that travel.
-pub fn attr_of(stat: &Stat) -> Attr {
+/// The attributes that travel, of the object `fd` (also O_PATH), whose `stat` was just read.
+pub fn attr_of(fd: BorrowedFd<'_>, stat: &Stat) -> Result<Attr, Errno> {
     let kind = stat.kind();
     let device = kind == libc::S_IFCHR || kind == libc::S_IFBLK;
-    Attr {
+    Ok(Attr {
         mode: stat.mode,
         uid: stat.uid,
         gid: stat.gid,
@@ -34,7 +34,8 @@ pub fn attr_of(stat: &Stat) -> Attr {
         size: if stat.is_file() { stat.size } else { 0 },
         atime: stat.atime,
         mtime: stat.mtime,
-    }
+        flags: file::flags::travelling_flags(fd, stat)?,
+    })
 }
 
 /// Names of all xattrs that travel, sorted. A file system without xattrs has none.

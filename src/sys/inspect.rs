@@ -1,4 +1,4 @@
-//! Extended attributes and data ranges of a file, for the independent tree comparison of `lab`.
+//! Extended attributes, inode flags and data ranges of a file, for the independent tree comparison of `lab`.
 //!
 //! Deliberately apart from the system calls that replication uses: a fault there must not blind
 //! the checker.
@@ -59,4 +59,16 @@ pub fn data_ranges(file: &File) -> io::Result<Vec<(u64, u64)>> {
         at = seek(begin, libc::SEEK_HOLE)?;
         ranges.push((begin as u64, at as u64));
     }
+}
+
+/// FS_IOC_GETFLAGS of a regular file or directory; none where the file system has no flags.
+pub fn inode_flags(file: &File) -> io::Result<u32> {
+    let mut flags: libc::c_long = 0;
+    // SAFETY: the descriptor is open; the call writes an int, and there is room for a long.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) } == 0 {
+        return Ok(flags as u32);
+    }
+    let error = io::Error::last_os_error();
+    let lacking = [Some(libc::ENOTTY), Some(libc::EOPNOTSUPP)].contains(&error.raw_os_error());
+    if lacking { Ok(0) } else { Err(error) }
 }

@@ -167,6 +167,11 @@ impl Tree {
         }
     }
 
+    /// Opens an append-only file, which takes no other descriptors for writing.
+    pub fn open_append(&self, id: FileId) -> Result<OwnedFd, Errno> {
+        self.backing.open_append(&self.handle(id)?)
+    }
+
     /// Opens the directory `id` for listing.
     pub fn open_dir(&self, id: FileId) -> Result<OwnedFd, Errno> {
         match self.open_path(id)? {

@@ -4,6 +4,7 @@
 mod behave;
 mod equal;
 mod eras;
+mod flags;
 mod fsx;
 mod mapping;
 mod roles;

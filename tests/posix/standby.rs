@@ -6,7 +6,7 @@ use skc::ports::{Admission, Gate, LocalSync, Names, ParkedRequest, PendingReply,
 use skc::proto::fsop::Time;
 use skc::proto::{FileId, FsOp};
 use skc::sys::backing::{Backing, FileHandle};
-use skc::sys::file::{self, SetTime};
+use skc::sys::file::{self, SetTime, flags};
 use skc::tree::Tree;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -185,6 +185,11 @@ impl Standby {
                 let fd = file::reopen(self.fd(s, *id).as_fd(), 2).expect("open for writing");
                 file::fallocate(fd.as_fd(), *mode, *offset, *length).expect("fallocate");
                 Self::times(&fd, *mtime);
+            }
+            FsOp::SetFlags { id, flags } => {
+                let fd = file::reopen(self.fd(s, *id).as_fd(), 0).expect("open");
+                let own = flags::get_flags(fd.as_fd()).expect("flags");
+                flags::set_flags(fd.as_fd(), (own & !flags::TRAVELLING) | flags).expect("set flags");
             }
             FsOp::Bind { .. } | FsOp::Forget { .. } | FsOp::Fsync { .. } => {}
         }

@@ -17,6 +17,7 @@ pub struct Object {
     mtime: (i64, i64),
     size: u64,
     rdev: u64,
+    flags: u32,
     /// First path (in order) that names the same inode.
     group: PathBuf,
     target: Option<PathBuf>,
@@ -43,6 +44,16 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         out.insert(name.to_vec(), value);
     }
     out
+}
+
+/// chattr's flags, those that are about the layout left out.
+fn flags(path: &Path) -> u32 {
+    let Ok(file) = fs::File::open(path) else { return 0 };
+    let mut flags: libc::c_long = 0;
+    match unsafe { libc::ioctl(file.as_raw_fd(), libc::FS_IOC_GETFLAGS, &raw mut flags) } {
+        0 => flags as u32 & 0x83_04ff,
+        _ => 0,
+    }
 }
 
 fn data_map(file: &fs::File, size: u64) -> Vec<(u64, u64)> {
@@ -110,6 +121,7 @@ fn walk(
             mtime: (m.mtime(), m.mtime_nsec()),
             size: if t.is_dir() { 0 } else { m.len() },
             rdev: m.rdev(),
+            flags: if t.is_file() || t.is_dir() { flags(&full) } else { 0 },
             group,
             target: t.is_symlink().then(|| fs::read_link(&full).unwrap()),
             xattrs: xattrs(&full),

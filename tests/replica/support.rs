@@ -90,6 +90,7 @@ fn attr_of(s: &file::Stat) -> Attr {
         size: if s.is_file() { s.size } else { 0 },
         atime: s.atime,
         mtime: s.mtime,
+        flags: 0,
     }
 }
 
@@ -179,7 +180,9 @@ impl Mirror {
             }
             let id = self.id(parent, &name)?;
             let path = self.tree.open_path(id)?;
-            let attr = attr_of(&self.tree.stat(id)?);
+            let stat = self.tree.stat(id)?;
+            let flags = file::flags::travelling_flags(path.as_fd(), &stat)?;
+            let attr = Attr { flags, ..attr_of(&stat) };
             let mut xattrs = Vec::new();
             for name in file::list_xattr(path.as_fd())?.split(|b| *b == 0).filter(|n| !n.is_empty()) {
                 xattrs.push((name.to_vec(), file::get_xattr(path.as_fd(), name)?.into()));
@@ -305,6 +308,27 @@ impl Mirror {
             file::remove_xattr(fd.as_fd(), name.as_bytes())?;
             let mode = self.tree.stat(id)?.mode;
             Ok(FsOp::RemoveXattr { id, name: name.as_bytes().to_vec(), mode })
+        })
+    }
+
+    pub fn set_flags(&self, path: &str, flags: u32) -> Res {
+        let id = self.resolve(path)?;
+        self.inode(id, &[], || {
+            let path = self.tree.open_path(id)?;
+            let stat = file::stat(path.as_fd())?;
+            file::flags::set_travelling_flags(path.as_fd(), &stat, flags)?;
+            Ok(FsOp::SetFlags { id, flags: file::flags::travelling_flags(path.as_fd(), &stat)? })
+        })
+    }
+
+    /// A write at the end of an append-only file, with the times of both explicit.
+    pub fn append(&self, path: &str, data: &[u8]) -> Res {
+        let id = self.resolve(path)?;
+        self.inode(id, data, || {
+            let fd = self.tree.open_append(id)?;
+            let offset = file::stat(fd.as_fd())?.size;
+            assert_eq!(file::pwrite(fd.as_fd(), data, offset)?, data.len());
+            Ok(FsOp::Write { id, offset, mtime: file::stat(fd.as_fd())?.mtime, clear: None })
         })
     }
 

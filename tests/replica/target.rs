@@ -1,5 +1,6 @@
 //! The target alone, under a source made of frames: each step at the position the test wants.
 
+use crate::skip::{skipped, this_test};
 use crate::support::{LONG, V, cluster, plain_pair, tree_at};
 use skc::base::Epoch;
 use skc::proto::frame::{self, FrameBuf, Kind};
@@ -8,7 +9,9 @@ use skc::proto::stream::{Entry, EntryKind, OpFrame, Plan, Reply, Resync, StreamH
 use skc::proto::{Attr, FileId, FsOp};
 use skc::replica::wire::{WireReader, WireWriter};
 use skc::replica::{Event, Standby, standby};
+use skc::sys::file::flags;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -278,4 +281,49 @@ fn what_is_left_of_an_object_that_lost_its_name_is_not_it() {
     assert_eq!(asked(&source.rename((2, "z"), (3, "y"))), [3]);
     assert!(y.exists());
     assert_eq!(asked(&source.list(FileId(3), &[("y", 11, EntryKind::File)])), [11]);
+}
+
+#[test]
+fn what_only_the_target_locks_stops_no_live_operation() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |path: &str| root.path().join(path);
+    for dir in ["one", "two"] {
+        fs::create_dir(at(dir)).unwrap();
+        fs::write(at(dir).join("x"), b"content").unwrap();
+    }
+    let lock = |path: &str| {
+        let file = fs::File::open(at(path)).unwrap();
+        let flags = flags::get_flags(file.as_fd()).unwrap_or(0);
+        flags::set_flags(file.as_fd(), flags | flags::IMMUTABLE)
+    };
+    if lock("one/x").is_err() {
+        skipped(&this_test(), "the file system of the temporary directory has no inode flags");
+        return;
+    }
+    for path in ["one", "two/x", "two"] {
+        lock(path).unwrap();
+    }
+    let mut source = Source::new(root.path(), true);
+    source.bind(1, "one", 2);
+    source.bind(1, "two", 3);
+    source.bind(2, "x", 10);
+    let make = FsOp::Make {
+        parent: FileId(2),
+        name: b"new".to_vec(),
+        id: FileId(11),
+        mode_arg: 0o644,
+        attr: Attr { mode: libc::S_IFREG | 0o644, mtime: TIME, ..Attr::default() },
+        xattrs: Vec::new(),
+        dir_mtime: TIME,
+    };
+    assert!(asked(&source.op(make, &[])).contains(&2), "its flag is asked for again");
+    assert!(at("one/new").exists());
+    source.rename((2, "x"), (3, "y"));
+    assert!(at("two/y").exists() && !at("one/x").exists());
+    let unlink = FsOp::Unlink { parent: FileId(3), name: b"x".to_vec(), dir_mtime: TIME };
+    source.op(unlink, &[]);
+    assert!(!at("two/x").exists(), "gone, and kept");
+    let link = FsOp::Link { id: FileId(10), parent: FileId::ROOT, name: b"h".to_vec(), dir_mtime: TIME };
+    source.op(link, &[]);
+    assert_eq!(ino(&at("h")), ino(&at("two/y")));
 }

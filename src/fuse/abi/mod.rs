@@ -53,6 +53,7 @@ pub mod op {
     pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
+    pub const IOCTL: u32 = 39;
     pub const NOTIFY_REPLY: u32 = 41;
     pub const BATCH_FORGET: u32 = 42;
     pub const FALLOCATE: u32 = 43;
@@ -127,6 +128,8 @@ pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1;
 /// FSYNC: data only.
 pub const FSYNC_FDATASYNC: u32 = 1;
+/// IOCTL: of a directory, so `fh` is one.
+pub const IOCTL_DIR: u32 = 1 << 4;
 /// Type of the supplementary-groups extension.
 pub const EXT_GROUPS: u32 = 32;
 

@@ -81,6 +81,10 @@ abi! {
     CopyFileRangeIn {
         fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64,
     }
+    /// Followed by `in_size` bytes.
+    IoctlIn { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32 }
+    /// Followed by at most `out_size` bytes.
+    IoctlOut { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
     StatxIn { getattr_flags: u32, reserved: u32, fh: u64, sx_flags: u32, sx_mask: u32 }
     SxTime { tv_sec: i64, tv_nsec: u32, reserved: i32 }
     Statx {

@@ -39,6 +39,8 @@ fn structs_have_the_kernel_s_sizes() {
         ("lseek_in", size_of::<LseekIn>(), 24),
         ("lseek_out", size_of::<LseekOut>(), 8),
         ("copy_file_range_in", size_of::<CopyFileRangeIn>(), 56),
+        ("ioctl_in", size_of::<IoctlIn>(), 32),
+        ("ioctl_out", size_of::<IoctlOut>(), 16),
         ("statx_in", size_of::<StatxIn>(), 24),
         ("sx_time", size_of::<SxTime>(), 16),
         ("statx", size_of::<Statx>(), 256),

@@ -127,7 +127,8 @@ impl MirrorFs {
     /// File capabilities were already removed by the backing file system's own write.
     pub(super) fn kill_privileges(fd: BorrowedFd<'_>, stat: &Stat) -> Option<u32> {
         let mode = without_privileges(stat.mode)?;
-        match file::chmod(fd, mode) {
+        // The kernel's own clearing does not ask whether the file is append-only.
+        match file::flags::unlocked(fd, || file::chmod(fd, mode)) {
             Ok(()) => Some(mode),
             Err(errno) => {
                 tracing::error!(errno = errno.0, "clearing suid after a write failed");

@@ -18,7 +18,7 @@ use crate::tree::{Share, is_hidden};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The attributes that travel.
-fn wire_attr(s: &Stat) -> Attr {
+fn wire_attr(s: &Stat, flags: u32) -> Attr {
     Attr {
         mode: s.mode,
         uid: s.uid,
@@ -27,6 +27,7 @@ fn wire_attr(s: &Stat) -> Attr {
         size: if s.is_file() { s.size } else { 0 },
         atime: s.atime,
         mtime: s.mtime,
+        flags,
     }
 }
 
@@ -45,6 +46,8 @@ struct New {
     fd: OwnedFd,
     handle: FileHandle,
     stat: Stat,
+    /// Inherited from the directory.
+    flags: u32,
 }
 
 impl MirrorFs {
@@ -53,12 +56,13 @@ impl MirrorFs {
     fn inspect(&self, fd: OwnedFd) -> Result<New, Errno> {
         let handle = self.tree.backing.handle_of(fd.as_fd())?;
         let stat = file::stat(fd.as_fd())?;
-        Ok(New { fd, handle, stat })
+        let flags = file::flags::travelling_flags(fd.as_fd(), &stat)?;
+        Ok(New { fd, handle, stat, flags })
     }
 
     fn open_out(&self, id: FileId, fd: OwnedFd, share: Share) -> OpenOut {
-        let fh =
-            self.files.insert(OpenFile { id, fd, writable: true, era: self.era.number(), _share: share });
+        let era = self.era.number();
+        let fh = self.files.insert(OpenFile { id, fd, writable: true, append: false, era, _share: share });
         OpenOut { fh, open_flags: self.own_caching().open_flags(), backing_id: 0 }
     }
 
@@ -100,7 +104,7 @@ impl MirrorFs {
             name: name.to_vec(),
             id,
             mode_arg: a.mode,
-            attr: wire_attr(&new.stat),
+            attr: wire_attr(&new.stat, new.flags),
             xattrs: inherited(list, |n| file::fd_get_xattr(new.fd.as_fd(), n)),
             dir_mtime: self.mtime_after(dir.as_fd()),
         };
@@ -130,7 +134,7 @@ impl MirrorFs {
         let id = self.tree.inodes.lookup_unnamed(new.handle, kept);
         let list = file::fd_list_xattr(new.fd.as_fd());
         let xattrs = inherited(list, |n| file::fd_get_xattr(new.fd.as_fd(), n));
-        let op = FsOp::Tmpfile { parent, id, attr: wire_attr(&new.stat), xattrs };
+        let op = FsOp::Tmpfile { parent, id, attr: wire_attr(&new.stat, new.flags), xattrs };
         let open = self.open_out(id, new.fd, share);
         let body = CreateOut { entry: self.entry(id, &new.stat, Self::ttl_of_mutation()), open };
         let reply = self.pending_made(r, &body, id, Some(open.fh));
@@ -175,7 +179,7 @@ impl MirrorFs {
             name: name.to_vec(),
             id,
             mode_arg,
-            attr: wire_attr(&new.stat),
+            attr: wire_attr(&new.stat, new.flags),
             xattrs: inherited(list, |n| file::get_xattr(new.fd.as_fd(), n)),
             dir_mtime: self.mtime_after(dir.as_fd()),
         };
@@ -220,7 +224,7 @@ impl MirrorFs {
             name: name.to_vec(),
             id,
             target: target.to_vec(),
-            attr: wire_attr(&new.stat),
+            attr: wire_attr(&new.stat, new.flags),
             dir_mtime: self.mtime_after(dir.as_fd()),
         };
         let body = self.entry(id, &new.stat, Self::ttl_of_mutation());

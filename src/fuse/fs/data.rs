@@ -24,8 +24,14 @@ impl MirrorFs {
         let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY };
         let before = self.gate_before();
         let share = self.tree.descriptors.take()?;
-        let fd = self.tree.open(r.id(), flags | libc::O_NOATIME)?;
-        let fh = self.files.insert(OpenFile { id: r.id(), fd, writable, era, _share: share });
+        let (fd, append) = match self.tree.open(r.id(), flags | libc::O_NOATIME) {
+            // Perhaps it is append-only; then an appending descriptor may be had, if the caller wants one.
+            Err(Errno(libc::EPERM)) if writable && a.flags & libc::O_APPEND as u32 != 0 => {
+                (self.tree.open_append(r.id())?, true)
+            }
+            other => (other?, false),
+        };
+        let fh = self.files.insert(OpenFile { id: r.id(), fd, writable, append, era, _share: share });
         self.with_caching(before, |caching| {
             // Where somebody else may write the backing file, nothing may come from the page cache.
             self.reply(r, &OpenOut { fh, open_flags: caching.open_flags(), backing_id: 0 })
@@ -59,6 +65,10 @@ impl MirrorFs {
         }
         let _ns = self.tree.ns_shared();
         let _stripe = self.tree.stripe(open.id);
+        // Through an appending descriptor it would land at the end, whatever the offset.
+        if open.append && file::stat(open.fd.as_fd())?.size != a.offset {
+            return Err(errno(libc::EPERM));
+        }
         let len = file::pwrite(open.fd.as_fd(), data, a.offset)?;
         let stat = self.stat_after(&open);
         let kill = a.write_flags & abi::WRITE_KILL_SUIDGID != 0;

@@ -15,6 +15,8 @@ pub(super) struct OpenFile {
     pub(super) fd: OwnedFd,
     /// Opened for writing by the application; the descriptor is then readable as well.
     pub(super) writable: bool,
+    /// The file was append-only: the descriptor is O_APPEND, so only what stands at the end can be written.
+    pub(super) append: bool,
     /// When it was opened.
     pub(super) era: u64,
     /// Its place among the process's descriptors.

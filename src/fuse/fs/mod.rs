@@ -4,13 +4,15 @@
 //! pattern: admission -> locks of `tree` in their order -> local operation -> submit -> unlock. A local
 //! error is answered at once; nothing changed, so nothing is replicated. What was changed is always
 //! submitted, even where a later step of the same request failed.
-//! Deliberately absent: locks and flock (kernel-local), ioctl, poll, bmap, writeback cache.
+//! Deliberately absent: locks and flock (kernel-local), ioctls but those of inode flags, poll, bmap, writeback
+//! cache.
 
 mod attr;
 mod create;
 mod data;
 mod dirs;
 mod handles;
+mod ioctl;
 mod lookup;
 mod names;
 mod request;
@@ -195,6 +197,7 @@ impl MirrorFs {
             op::LISTXATTR => self.listxattr(r),
             op::REMOVEXATTR => self.removexattr(r),
             op::STATFS => self.statfs(r),
+            op::IOCTL => self.ioctl(r),
             // The kernel waits for no answer.
             op::DESTROY | op::NOTIFY_REPLY => Ok(()),
             // FLUSH: nothing is buffered here, and the kernel stops asking after one ENOSYS.
@@ -403,6 +406,7 @@ const fn mutates(opcode: u32) -> bool {
             | op::COPY_FILE_RANGE
             | op::SETXATTR
             | op::REMOVEXATTR
+            | op::IOCTL
     )
 }
 
@@ -474,7 +478,14 @@ mod tests {
         let open = |id| {
             let fd = fs.tree.backing.base().try_clone_to_owned().unwrap();
             let (era, share) = (fs.era.number(), fs.tree.descriptors.take().unwrap());
-            fs.files.insert(OpenFile { id: FileId(id), fd, writable: true, era, _share: share })
+            fs.files.insert(OpenFile {
+                id: FileId(id),
+                fd,
+                writable: true,
+                append: false,
+                era,
+                _share: share,
+            })
         };
         let may = |fh| {
             let open = fs.files.get(fh).unwrap();

@@ -629,6 +629,7 @@ fn op_uses(op: &FsOp) -> [Option<FileId>; 2] {
         | FsOp::SetXattr { id, .. }
         | FsOp::RemoveXattr { id, .. }
         | FsOp::Fallocate { id, .. }
+        | FsOp::SetFlags { id, .. }
         | FsOp::Fsync { id, .. } => [Some(*id), None],
         FsOp::Forget { .. } => [None, None],
     }

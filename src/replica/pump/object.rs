@@ -104,7 +104,7 @@ impl Pump {
         let path = gone_is_fine!(object, "opening", tree.open_path(object.1));
         let stat = gone_is_fine!(object, "attributes", file::stat(path.as_fd()));
         let xattrs = gone_is_fine!(object, "xattrs", local::xattrs_of(path.as_fd()));
-        let attr = local::attr_of(&stat);
+        let attr = gone_is_fine!(object, "flags", local::attr_of(path.as_fd(), &stat));
         let mut children = Vec::with_capacity(listed.len());
         let mut entries = Vec::with_capacity(listed.len());
         for (entry, size) in listed {
@@ -296,7 +296,8 @@ impl Pump {
         let path = gone_is_fine!(object, "opening", tree.open_path(object.1));
         let stat = gone_is_fine!(object, "attributes", file::stat(path.as_fd()));
         let xattrs = gone_is_fine!(object, "xattrs", local::xattrs_of(path.as_fd()));
-        self.meta_parts(object, local::attr_of(&stat), xattrs)
+        let attr = gone_is_fine!(object, "flags", local::attr_of(path.as_fd(), &stat));
+        self.meta_parts(object, attr, xattrs)
     }
 
     fn meta_parts(&mut self, object: Object, attr: Attr, xattrs: Vec<Xattr>) -> Result<(), Stop> {

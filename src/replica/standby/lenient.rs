@@ -11,7 +11,7 @@ use super::table::Table;
 use crate::ports::Errno;
 use crate::proto::{FileId, FsOp};
 use crate::sys::backing::FileHandle;
-use crate::sys::file::{self, Entries, Stat};
+use crate::sys::file::{self, Entries, Stat, flags};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Deepest directory that is removed or walked (each level holds one descriptor).
@@ -72,7 +72,10 @@ impl Apply {
             }
             return Ok(());
         }
-        let result = self.tables[v].apply(op, bulk);
+        let mut result = self.tables[v].apply(op, bulk);
+        if matches!(result, Err((Errno(libc::EPERM), _))) && self.unlock_around(v, op)? {
+            result = self.tables[v].apply(op, bulk);
+        }
         let Err(failed) = result else {
             self.after(v, op, &moved);
             return Ok(());
@@ -126,6 +129,7 @@ impl Apply {
             FsOp::Write { id, .. }
             | FsOp::SetAttr { id, .. }
             | FsOp::RemoveXattr { id, .. }
+            | FsOp::SetFlags { id, .. }
             | FsOp::Fallocate { id, .. } => self.redo_inode(v, *id),
         }
         Ok(())
@@ -146,6 +150,46 @@ impl Apply {
         };
         let placed = object.and_then(|id| self.tables[v].node(id)).is_some_and(|n| n.placed);
         is_fatal(errno) || (placed && is_refusal(errno))
+    }
+
+    /// Takes away what only this side locks: the directories of `op` and what stands at its names, immutable or
+    /// append-only here. They are asked for again. True: there was something.
+    fn unlock_around(&mut self, v: usize, op: &FsOp) -> Result<bool, Failed> {
+        let places: Vec<(FileId, &[u8])> = match op {
+            FsOp::Make { parent, name, .. }
+            | FsOp::Symlink { parent, name, .. }
+            | FsOp::Unlink { parent, name, .. }
+            | FsOp::Rmdir { parent, name, .. }
+            | FsOp::Link { parent, name, .. } => vec![(*parent, name)],
+            FsOp::Rename { parent, name, to_parent, to_name, .. } => {
+                vec![(*parent, name), (*to_parent, to_name)]
+            }
+            _ => return Ok(false),
+        };
+        let table = &self.tables[v];
+        let mut again = Vec::new();
+        let mut any = false;
+        for (parent, name) in places {
+            let Ok(dir) = table.path(parent) else { continue };
+            if flags::unlock(dir.as_fd()).map_err(at("unlock"))?.is_some() {
+                (any, again) = (true, [again, vec![parent]].concat());
+            }
+            any |= unlock_at(dir.as_fd(), name)?;
+        }
+        if let FsOp::Link { id, .. } = op
+            && let Ok(path) = table.path(*id)
+            && flags::unlock(path.as_fd()).map_err(at("unlock"))?.is_some()
+        {
+            (any, again) = (true, [again, vec![*id]].concat());
+        }
+        if let FsOp::Rename { parent, to_parent, .. } = op
+            && any
+        {
+            // Where the moved object is met again, with its flags.
+            again.extend([*parent, *to_parent]);
+        }
+        self.redo(v, &again, false);
+        Ok(any)
     }
 
     /// The id by which the source knows this object, unless it forgot it meanwhile.
@@ -287,6 +331,10 @@ impl Apply {
         let (Some(q), Some(table)) = (quarantines.get_mut(v), tables.get_mut(v)) else { return false };
         let Ok(dir) = table.path(*parent) else { return false };
         let Ok((handle, stat)) = table.tree.backing.lookup(dir.as_fd(), name) else { return false };
+        // What is not locked can be moved away; the directory is asked for again anyway if it was.
+        if flags::is_locked(&stat) {
+            let _ = unlock_at(dir.as_fd(), name);
+        }
         if stat.is_dir() || stat.nlink > 1 || moved.iter().any(|m| m.handle == Some(handle)) {
             return false;
         }
@@ -321,7 +369,12 @@ impl Apply {
     /// Removes what stands at (parent, name), if anything does.
     pub(super) fn displace_at(&mut self, v: usize, parent: FileId, name: &[u8]) -> Result<(), Failed> {
         match self.tables[v].path(parent) {
-            Ok(dir) => self.displace(v, dir.as_fd(), name),
+            Ok(dir) => {
+                if flags::unlock(dir.as_fd()).map_err(at("unlock"))?.is_some() {
+                    self.redo(v, &[parent], false);
+                }
+                self.displace(v, dir.as_fd(), name)
+            }
             // An unknown parent has nothing in it.
             Err(_) => Ok(()),
         }
@@ -334,6 +387,9 @@ impl Apply {
             Err(Errno(libc::ENOENT | libc::ENOTDIR | libc::ESTALE)) => return Ok(()),
             Err(errno) => return Err((errno, "look up the displaced")),
         };
+        if flags::is_locked(&stat) {
+            unlock_at(dir, name)?;
+        }
         // Another name still holds the content; it is kept block by block if that one changes.
         if !stat.is_dir() && stat.nlink > 1 {
             return file::unlink(dir, name).map_err(at("unlink the displaced"));
@@ -401,6 +457,16 @@ fn unbind_below(
     Ok(())
 }
 
+/// Takes immutable and append-only from what stands there. True: it was.
+fn unlock_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Failed> {
+    let found = match file::open_at(dir, name, libc::O_PATH, 0) {
+        Ok(fd) => fd,
+        Err(Errno(libc::ENOENT | libc::ENOTDIR)) => return Ok(false),
+        Err(errno) => return Err((errno, "open the locked")),
+    };
+    Ok(flags::unlock(found.as_fd()).map_err(at("unlock"))?.is_some())
+}
+
 /// rm -r.
 fn remove(
     dir: BorrowedFd<'_>,
@@ -412,8 +478,13 @@ fn remove(
     too_deep(depth)?;
     pulse.beat()?;
     if !directory {
-        return file::unlink(dir, name).map_err(at("unlink the displaced"));
+        return match file::unlink(dir, name) {
+            Err(Errno(libc::EPERM)) if unlock_at(dir, name)? => file::unlink(dir, name),
+            other => other,
+        }
+        .map_err(at("unlink the displaced"));
     }
+    unlock_at(dir, name)?;
     {
         let inner = file::open_at(dir, name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
             .map_err(at("open the displaced"))?;

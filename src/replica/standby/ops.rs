@@ -5,7 +5,7 @@ use crate::ports::Errno;
 use crate::proto::fsop::{Time, Xattr};
 use crate::proto::{Attr, FileId, FsOp};
 use crate::replica::local;
-use crate::sys::file::{self, SetTime};
+use crate::sys::file::{self, SetTime, flags};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -22,7 +22,9 @@ pub(super) fn at(step: &'static str) -> impl Fn(Errno) -> Failed {
 }
 
 pub(super) fn set_mtime(fd: BorrowedFd<'_>, mtime: Time) -> Result<(), Failed> {
-    file::set_times(fd, SetTime::Omit, SetTime::At(mtime)).map_err(at("set times"))
+    let set = || file::set_times(fd, SetTime::Omit, SetTime::At(mtime));
+    // An append-only directory takes new names, but no times.
+    flags::unlocked(fd, set).map_err(at("set times"))
 }
 
 /// Makes the xattrs exactly so.
@@ -47,9 +49,12 @@ pub(super) fn set_xattrs(path: BorrowedFd<'_>, wanted: &[Xattr]) -> Result<(), F
     Ok(())
 }
 
-/// Owner, xattrs, mode and times, in the order in which none undoes another.
+/// Owner, xattrs, mode, times and flags, in the order in which none undoes or forbids another.
 pub(super) fn set_attr(path: BorrowedFd<'_>, attr: &Attr, xattrs: &[Xattr]) -> Result<(), Failed> {
     let own = file::stat(path).map_err(at("stat"))?;
+    if flags::is_locked(&own) {
+        flags::unlock(path).map_err(at("unlock"))?;
+    }
     if (own.uid, own.gid) != (attr.uid, attr.gid) {
         file::chown(path, Some(attr.uid), Some(attr.gid)).map_err(at("chown"))?;
     }
@@ -58,7 +63,8 @@ pub(super) fn set_attr(path: BorrowedFd<'_>, attr: &Attr, xattrs: &[Xattr]) -> R
         // chown and ACLs may have changed it: always.
         file::chmod(path, attr.mode).map_err(at("chmod"))?;
     }
-    set_mtime(path, attr.mtime)
+    set_mtime(path, attr.mtime)?;
+    flags::set_travelling_flags(path, &own, attr.flags).map_err(at("set flags"))
 }
 
 /// Makes an empty object of the type in `attr.mode`, with nobody else's access until it is complete.
@@ -179,8 +185,24 @@ impl Table {
             | FsOp::SetXattr { .. }
             | FsOp::RemoveXattr { .. }
             | FsOp::Fallocate { .. }
-            | FsOp::Fsync { .. } => self.apply_inode(op, bulk),
+            | FsOp::SetFlags { .. }
+            | FsOp::Fsync { .. } => self.apply_locked(op, bulk),
         }
+    }
+
+    /// Applies an operation on one inode. What the primary could do and this file system refuses because the
+    /// object is immutable or append-only (times after an append; writes through a descriptor from before) is
+    /// done without the flag. Each of them can be repeated.
+    fn apply_locked(&mut self, op: &FsOp, bulk: &[u8]) -> Result<(), Failed> {
+        let failed = match self.apply_inode(op, bulk) {
+            Err(failed @ (Errno(libc::EPERM), _)) => failed,
+            other => return other,
+        };
+        let Some(path) = inode_of(op).and_then(|id| self.path(id).ok()) else { return Err(failed) };
+        let Some(locks) = flags::unlock(path.as_fd()).map_err(at("unlock"))? else { return Err(failed) };
+        let result = self.apply_inode(op, bulk);
+        flags::relock(path.as_fd(), locks).map_err(at("lock again"))?;
+        result
     }
 
     fn apply_inode(&mut self, op: &FsOp, bulk: &[u8]) -> Result<(), Failed> {
@@ -223,6 +245,11 @@ impl Table {
                 file::fallocate(fd.as_fd(), *mode, *offset, *length).map_err(at("fallocate"))?;
                 set_mtime(fd.as_fd(), *mtime)
             }
+            FsOp::SetFlags { id, flags: wanted } => {
+                let path = self.path(*id).map_err(at("open"))?;
+                let stat = file::stat(path.as_fd()).map_err(at("stat"))?;
+                flags::set_travelling_flags(path.as_fd(), &stat, *wanted).map_err(at("set flags"))
+            }
             // The caller starts it on the pool.
             _ => Ok(()),
         }
@@ -248,6 +275,7 @@ pub(super) fn inode_of(op: &FsOp) -> Option<FileId> {
         | FsOp::SetXattr { id, .. }
         | FsOp::RemoveXattr { id, .. }
         | FsOp::Fallocate { id, .. }
+        | FsOp::SetFlags { id, .. }
         | FsOp::Fsync { id, .. } => Some(*id),
         _ => None,
     }
@@ -270,6 +298,7 @@ pub(super) fn name_of(op: &FsOp) -> &'static str {
         FsOp::SetXattr { .. } => "setxattr",
         FsOp::RemoveXattr { .. } => "removexattr",
         FsOp::Fallocate { .. } => "fallocate",
+        FsOp::SetFlags { .. } => "setflags",
         FsOp::Fsync { .. } => "fsync",
     }
 }

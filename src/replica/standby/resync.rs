@@ -10,7 +10,7 @@ use crate::proto::stream::{BLOCK, DIGEST, Entry, EntryKind, Reply, Resync, SPAN}
 use crate::proto::{Attr, FileId};
 use crate::replica::local;
 use crate::replica::pump::digests;
-use crate::sys::file::{self, Entries, Stat};
+use crate::sys::file::{self, Entries, Stat, flags};
 use crate::tree::is_hidden;
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -149,6 +149,8 @@ impl Apply {
             }
             Err(errno) => return Err((errno, "open directory")),
         };
+        // Its flags come with its attributes, at the end.
+        flags::unlock(dir.as_fd()).map_err(at("unlock"))?;
         let wanted: HashSet<&[u8]> = entries.iter().map(|e| &e.name[..]).collect();
         for name in own_names(dir.as_fd(), &mut self.pulse)? {
             self.pulse.beat()?;
@@ -213,13 +215,14 @@ impl Apply {
             && file::stat(path.as_fd()).is_ok_and(|s| s.nlink > 0 && same_kind(path.as_fd(), &entry.kind, &s))
         {
             self.displace(v, dir, &entry.name)?;
+            let unlocked = flags::unlock(path.as_fd()).map_err(at("unlock"))?.is_some();
             match file::link_at(path.as_fd(), dir, &entry.name) {
                 Ok(()) => {
                     if let Some(node) = self.tables[v].node_mut(entry.id) {
                         node.placed = true;
                         node.unlinked = false;
                     }
-                    return Ok(!node.placed);
+                    return Ok(!node.placed || unlocked);
                 }
                 Err(errno @ Errno(libc::ENOENT | libc::ESTALE)) => {
                     tracing::debug!(id = entry.id.0, errno = errno.0, "the linked object is gone");
@@ -276,7 +279,9 @@ impl Apply {
         if self.tables[v].tree.is_cache_distrusted() {
             file::drop_cache(fd, offset, length.next_multiple_of(BLOCK)).map_err(at("drop the cache"))?;
         }
-        let size = file::stat(fd).map_err(at("stat"))?.size;
+        let own = file::stat(fd).map_err(at("stat"))?;
+        Self::unlock_file(fd, &own)?;
+        let size = own.size;
         let data = local::data_ranges(fd, offset, end.min(size)).map_err(at("holes"))?;
         let mut bytes = vec![0; length as usize];
         for &(start, stop) in &data {
@@ -359,7 +364,9 @@ impl Apply {
 
     fn hole(&mut self, v: usize, id: FileId, offset: u64, length: u64) -> Result<(), Failed> {
         let fd = self.tables[v].data(id).map_err(at("open"))?;
-        let size = file::stat(fd.as_fd()).map_err(at("stat"))?.size;
+        let own = file::stat(fd.as_fd()).map_err(at("stat"))?;
+        Self::unlock_file(fd.as_fd(), &own)?;
+        let size = own.size;
         let end = offset.saturating_add(length);
         let data = local::data_ranges(fd.as_fd(), offset, end.min(size)).map_err(at("holes"))?;
         self.punch(v, id, fd.as_fd(), offset, end, &data, size)
@@ -370,7 +377,16 @@ impl Apply {
         if let Some(q) = self.quarantines.get_mut(v) {
             q.keep_range(id, fd.as_fd(), offset, bytes.len() as u64, &mut self.pulse)?;
         }
+        Self::unlock_file(fd.as_fd(), &file::stat(fd.as_fd()).map_err(at("stat"))?)?;
         local::write_full(fd.as_fd(), bytes, offset).map_err(at("write"))
+    }
+
+    /// The file's flags come with its attributes, when its bytes are done.
+    fn unlock_file(fd: BorrowedFd<'_>, own: &Stat) -> Result<(), Failed> {
+        if flags::is_locked(own) {
+            flags::unlock(fd).map_err(at("unlock"))?;
+        }
+        Ok(())
     }
 
     fn meta(&mut self, v: usize, id: FileId, attr: &Attr, xattrs: &[Xattr]) -> Result<(), Failed> {
@@ -384,6 +400,7 @@ impl Apply {
             if let Some(q) = self.quarantines.get_mut(v).filter(|_| attr.size < own.size) {
                 q.keep_range(id, fd.as_fd(), attr.size, own.size - attr.size, &mut self.pulse)?;
             }
+            Self::unlock_file(fd.as_fd(), &own)?;
             file::set_len(fd.as_fd(), attr.size).map_err(at("truncate"))?;
         }
         ops::set_attr(path.as_fd(), attr, xattrs)

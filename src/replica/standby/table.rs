@@ -298,7 +298,8 @@ impl Table {
             _ => return Err(Errno(libc::EINVAL)),
         }
         let flags = libc::O_RDWR | libc::O_NOATIME;
-        let fd = Arc::new(self.tree.backing.open_handle(&node.handle, flags)?);
+        let open = || self.tree.backing.open_handle(&node.handle, flags);
+        let fd = Arc::new(file::flags::unlocked(path.as_fd(), open)?);
         self.remember(id, &fd);
         Ok(fd)
     }

@@ -2,7 +2,6 @@
 
 use crate::ports::Errno;
 use crate::sys::errno::{Name, check, retry};
-use crate::sys::file;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -80,12 +79,12 @@ pub(super) fn of_fd(fd: BorrowedFd<'_>) -> Result<FileHandle, Errno> {
     query(fd, c"".as_ptr(), libc::AT_EMPTY_PATH)
 }
 
+/// `flags` are passed on as they are.
 pub(super) fn open(mount: BorrowedFd<'_>, handle: &FileHandle, flags: i32) -> Result<OwnedFd, Errno> {
     let mut raw =
         Raw { handle_bytes: u32::from(handle.len), handle_type: handle.kind, bytes: [0; BYTES_MAX] };
     raw.bytes[..32].copy_from_slice(&handle.head);
     raw.bytes[32..].copy_from_slice(&handle.tail);
-    let flags = file::clean_flags(flags);
     let mut tries = 0;
     let fd = loop {
         let opened = retry(|| {

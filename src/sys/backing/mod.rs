@@ -79,18 +79,24 @@ impl Backing {
     /// Opens the object `handle` names, with `flags` cleaned like [`file::open_at`]'s.
     /// Costs about 2 us; the descriptor is the caller's.
     pub fn open_handle(&self, handle: &FileHandle, flags: i32) -> Result<OwnedFd, Errno> {
+        handle::open(self.base.as_fd(), handle, file::clean_flags(flags))
+    }
+
+    /// Opens an append-only file for reading and writing at its end.
+    pub fn open_append(&self, handle: &FileHandle) -> Result<OwnedFd, Errno> {
+        let flags = file::clean_append(libc::O_RDWR | libc::O_NOATIME);
         handle::open(self.base.as_fd(), handle, flags)
     }
 
     /// O_PATH descriptor of the object: for attributes, xattrs, links and as a directory of names.
     pub fn open_path(&self, handle: &FileHandle) -> Result<OwnedFd, Errno> {
-        handle::open(self.base.as_fd(), handle, libc::O_PATH)
+        handle::open(self.base.as_fd(), handle, file::clean_flags(libc::O_PATH))
     }
 
     /// A readable descriptor of a directory, for [`file::read_dir`].
     pub fn open_dir(&self, handle: &FileHandle) -> Result<OwnedFd, Errno> {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME;
-        handle::open(self.base.as_fd(), handle, flags)
+        handle::open(self.base.as_fd(), handle, file::clean_flags(flags))
     }
 
     /// The handle of `name` in `dir` (a symlink is not followed).

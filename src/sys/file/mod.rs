@@ -6,6 +6,7 @@
 
 mod attr;
 mod dir;
+pub mod flags;
 mod io;
 mod name;
 mod stat;
@@ -17,7 +18,7 @@ pub use io::{
     Fallocate, copy_range, data_sync, drop_cache, fallocate, pread, pwrite, seek_data, seek_hole, set_len,
     sync, sync_fs,
 };
-pub(in crate::sys) use name::clean_flags;
+pub(in crate::sys) use name::{clean_append, clean_flags};
 pub use name::{
     link_at, make_dir, make_node, make_symlink, open_at, open_dir, open_tmpfile, read_link, rename, reopen,
     unlink, unlink_dir,

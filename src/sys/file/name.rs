@@ -25,6 +25,12 @@ pub(in crate::sys) const fn clean_flags(wanted: i32) -> i32 {
     (wanted & !NEVER) | ALWAYS
 }
 
+/// Like [`clean_flags`] for a file that is append-only: every descriptor that writes it must be O_APPEND. The
+/// caller sees to it that what is written stands at the end anyway.
+pub(in crate::sys) const fn clean_append(wanted: i32) -> i32 {
+    clean_flags(wanted) | libc::O_APPEND
+}
+
 fn owned(fd: i32) -> OwnedFd {
     // SAFETY: the kernel returned this descriptor to us just now; nobody else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }

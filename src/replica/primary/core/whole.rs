@@ -30,7 +30,8 @@ impl Core {
         let volume = tree.volume;
         let failed = |errno: Errno| CoreError::Unnamed { volume, id, errno: errno.0 };
         let path = tree.open_path(id).map_err(failed)?;
-        let attr = local::attr_of(&file::stat(path.as_fd()).map_err(failed)?);
+        let stat = file::stat(path.as_fd()).map_err(failed)?;
+        let attr = local::attr_of(path.as_fd(), &stat).map_err(failed)?;
         if attr.size > WHOLE_MAX {
             return Err(CoreError::TooLarge(volume, id));
         }
