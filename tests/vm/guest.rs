@@ -100,7 +100,7 @@ impl Machine {
                         "QEMU: {error}, {ended:?}: {}",
                         self.said()
                     );
-                    std::thread::sleep(Duration::from_millis(100));
+                    std::thread::sleep(Duration::from_millis(100)); // pace
                 }
             }
         };

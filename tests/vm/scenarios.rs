@@ -21,7 +21,7 @@ fn equal(a: &mut Guest, b: &mut Guest) {
             return;
         }
         assert!(std::time::Instant::now() < end, "the trees differ:\n{one}\n--\n{two}");
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(1)); // pace
     }
 }
 
@@ -134,7 +134,7 @@ fn steps_of_a_clock_change_no_role() {
     for step in ["+1 hour", "-2 hours", "+1 hour"] {
         for guest in [&mut a, &mut b] {
             guest.sh(&format!("date -s \"$(date -d '{step}')\""));
-            std::thread::sleep(Duration::from_secs(8));
+            std::thread::sleep(Duration::from_secs(8)); // pace: longer than a heartbeat
         }
         a.sh("echo still >> /srv/data/log && sync -d /srv/data/log");
     }
