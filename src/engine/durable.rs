@@ -19,6 +19,9 @@ pub const HISTORY_MAX: usize = 32;
 pub enum Damage {
     /// A resync was under way.
     Resync,
+    /// The same, of a tree that may hold what nobody else has (a former primary's): what the resync
+    /// replaces is kept, also when it begins anew.
+    Returning,
     /// The standby could not apply an operation (`errno`): ENOSPC, EIO, EROFS. An eligible standby
     /// stays a prefix and is only Behind.
     Apply {

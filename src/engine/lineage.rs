@@ -70,7 +70,9 @@ fn full(source: &Hello, target: &Hello) -> Choice {
     } else {
         let partial_copy =
             target.inconsistent.is_some_and(|i| i.damage == Damage::Resync) && !target.last_primary;
-        Plan::FullCompare { quarantine: !partial_copy && (target.last_primary || target.cur != source.cur) }
+        let returning = target.inconsistent.is_some_and(|i| i.damage == Damage::Returning);
+        let may_be_own = target.last_primary || target.cur != source.cur;
+        Plan::FullCompare { quarantine: returning || (may_be_own && !partial_copy) }
     };
     Choice::Sync { source: source.node, plan }
 }
@@ -276,4 +278,62 @@ fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::durable::Inconsistent;
+
+    fn hello(node: NodeId, cur: u128, base: u128) -> Hello {
+        Hello {
+            n: 1,
+            node,
+            started: true,
+            epoch: Epoch { g: 2, s: 3 },
+            owner: Some(node),
+            grant: cur,
+            cur: Generation(cur),
+            base: Generation(base),
+            history: vec![Generation(base)],
+            alone: false,
+            last_primary: false,
+            intact: true,
+            inconsistent: None,
+            role: LiveRole::Wait,
+            replay_from: None,
+            applied: None,
+            tree: TreeState::Ok { empty: false, stamp_ok: true },
+            adopt: None,
+            adopt_force: false,
+            mint: 77,
+            preferred: None,
+            timeout: 2_000,
+            interval: 200,
+        }
+    }
+
+    fn plan(source: &Hello, target: &Hello) -> Plan {
+        match decide(source, target, Rules::default()).kind {
+            VerdictKind::Sync { source: from, plan, .. } if from == source.node => plan,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_former_primary_alone_holds_is_kept_also_when_its_resync_begins_anew() {
+        let promoted = Hello { alone: true, last_primary: true, ..hello(NodeId::B, 9, 5) };
+        let former = Hello { last_primary: true, intact: false, ..hello(NodeId::A, 5, 4) };
+        let kept = Plan::FullCompare { quarantine: true };
+        assert_eq!(plan(&promoted, &former), kept);
+        // As the target recorded it, and then the session broke.
+        let half_way = |damage| Hello {
+            last_primary: false,
+            inconsistent: Some(Inconsistent { source: Generation(9), damage }),
+            ..former.clone()
+        };
+        assert_eq!(plan(&promoted, &half_way(Damage::Returning)), kept);
+        // A standby that was being copied has nothing of its own.
+        assert_eq!(plan(&promoted, &half_way(Damage::Resync)), Plan::FullCompare { quarantine: false });
+    }
 }

@@ -425,7 +425,10 @@ impl Cluster {
             if !replay {
                 d.intact_boot = None;
                 d.clean = false;
-                d.inconsistent = Some(Inconsistent { source: cur, damage: Damage::Resync });
+                // On record, because `last_primary` and the lineage no longer tell.
+                let keeps = plan == Plan::FullCompare { quarantine: true };
+                let damage = if keeps { Damage::Returning } else { Damage::Resync };
+                d.inconsistent = Some(Inconsistent { source: cur, damage });
             }
         });
         self.yielded = None;

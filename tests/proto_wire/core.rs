@@ -18,7 +18,8 @@ use skc::store::{FenceSlots, StoreError};
 use std::fmt::Write;
 
 const EPOCH: Epoch = Epoch { g: 3, s: 4 };
-const DAMAGES: [Damage; 4] = [Damage::Resync, Damage::Apply { errno: 28 }, Damage::Sync, Damage::Stamp];
+const DAMAGES: [Damage; 5] =
+    [Damage::Resync, Damage::Apply { errno: 28 }, Damage::Sync, Damage::Stamp, Damage::Returning];
 const ROLES: [LiveRole; 6] =
     [LiveRole::Stop, LiveRole::Wait, LiveRole::Alone, LiveRole::Prim, LiveRole::Frozen, LiveRole::Second];
 const TREES: [TreeState; 7] = [
