@@ -317,11 +317,20 @@ fn skc(arguments: &[&str], input: &str) -> (i32, String, String) {
 fn validate_takes_files_directories_and_standard_input() {
     let (code, out, _) = skc(&["validate", "-f", "specs"], "");
     assert_eq!(code, 0, "{out}");
-    let names: Vec<&str> = out.lines().filter_map(|l| l.split_whitespace().nth(1)).collect();
+    let good = out.lines().filter(|l| l.starts_with("ok "));
+    let names: Vec<&str> = good.filter_map(|l| l.split_whitespace().nth(1)).collect();
     assert_eq!(
         names,
-        ["backoffice-wiki", "backoffice-tickets", "files", "ledger", "shop-db"],
+        ["archive", "backoffice-wiki", "backoffice-tickets", "files", "ledger", "shop-db"],
         "sorted by file"
+    );
+    let risks: Vec<&str> = out.lines().filter(|l| !l.starts_with("ok ")).map(str::trim).collect();
+    assert_eq!(
+        risks,
+        [
+            "/srv/archive/documents: commit: what was not fsynced may be lost at a failover, at most 8MiB or 2s",
+            "/srv/archive/thumbnails: async: also what was fsynced may be lost at a failover, at most 8MiB or 2s",
+        ]
     );
     let ledger = read(&root().join("specs/clusters/ledger.yaml"));
     assert_eq!(skc(&["validate", "-f", "-"], &ledger).0, 0);

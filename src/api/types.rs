@@ -180,8 +180,8 @@ pub struct ClusterStatus {
     pub services: Vec<ItemStatus>,
     /// Checkers and their state.
     pub checkers: Vec<ItemStatus>,
-    /// Mounts and their state.
-    pub directories: Vec<ItemStatus>,
+    /// Mounts, their state and consistency.
+    pub directories: Vec<DirectoryStatus>,
     /// What resyncs replaced on this node and keep there.
     pub quarantine: Vec<QuarantineStatus>,
     /// Why it is as it is, worst first.
@@ -198,6 +198,8 @@ pub struct ClusterStatus {
     pub parked: u64,
     /// Operations sent and not yet acknowledged.
     pub unacknowledged: u64,
+    /// How far the standby is behind, and how far it may be.
+    pub window: WindowStatus,
     /// Milliseconds since this was computed.
     pub age_ms: u64,
     /// Everything else, by name; `since_ms`: how long what keeps it down has lasted.
@@ -226,6 +228,36 @@ pub struct ItemStatus {
     /// Why.
     #[serde(default)]
     pub note: String,
+}
+
+/// A mirrored directory.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DirectoryStatus {
+    /// Its path.
+    pub name: String,
+    /// Its state in one word.
+    pub state: String,
+    /// Why.
+    pub note: String,
+    /// strict, commit or async.
+    pub consistency: String,
+}
+
+/// What the standby has not acknowledged, on the primary.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WindowStatus {
+    /// Bytes in flight.
+    pub bytes: u64,
+    /// Of these, answered to applications: what the death of this machine would lose now.
+    pub answered_bytes: u64,
+    /// Age of the oldest operation in flight.
+    pub oldest_ms: Option<u64>,
+    /// `replication.window.bytes`: past it calls in `commit` and `async` directories wait.
+    pub limit_bytes: u64,
+    /// `replication.window.age`, likewise.
+    pub limit_ms: u64,
 }
 
 /// What one resync replaced in one directory.

@@ -84,7 +84,10 @@ pub fn render(c: &ClusterStatus) -> String {
             v.note
         );
     }
-    for (kind, items) in [("directory", &c.directories), ("service", &c.services), ("checker", &c.checkers)] {
+    for d in &c.directories {
+        let _ = writeln!(s, "  directory   {} {} {} {}", d.name, d.state, d.consistency, d.note);
+    }
+    for (kind, items) in [("service", &c.services), ("checker", &c.checkers)] {
         for i in items {
             let _ = writeln!(s, "  {kind:<11} {} {} {}", i.name, i.state, i.note);
         }
@@ -99,6 +102,7 @@ pub fn render(c: &ClusterStatus) -> String {
             c.resync.bytes >> 10
         );
     }
+    s.push_str(&window(c));
     let _ = writeln!(s, "  guarantee   {}  {}", c.level, c.level_note);
     let _ = writeln!(
         s,
@@ -113,6 +117,24 @@ pub fn render(c: &ClusterStatus) -> String {
         let _ = writeln!(s, "  next        {command}");
     }
     s
+}
+
+/// How far the standby is behind, where that is more than the calls in flight.
+fn window(c: &ClusterStatus) -> String {
+    let early = c.directories.iter().any(|d| matches!(d.consistency.as_str(), "commit" | "async"));
+    if !early || c.role != "PRIM" {
+        return String::new();
+    }
+    let w = &c.window;
+    let oldest = w.oldest_ms.map_or(String::new(), |ms| format!(", the oldest {ms} ms ago"));
+    format!(
+        "  standby     {} operations, {} KiB behind{oldest}; answered {} of {} KiB, at most {} ms\n",
+        c.unacknowledged,
+        w.bytes.div_ceil(1024),
+        w.answered_bytes.div_ceil(1024),
+        w.limit_bytes >> 10,
+        w.limit_ms
+    )
 }
 
 /// A node whose agent cannot serve.

@@ -6,7 +6,7 @@
 use super::common::{Output, print_value};
 use super::output::emit;
 use crate::base::codes;
-use crate::spec::{self, Finding, Findings, Loaded, Problem, Source};
+use crate::spec::{self, ClusterSpec, Consistency, Finding, Findings, Loaded, Problem, Source};
 use std::fmt::Write;
 use std::fs;
 use std::io::Read;
@@ -86,9 +86,27 @@ fn human(loaded: &[Loaded], findings: &Findings) -> String {
                 _ => format!(", VIP lease {}", spec.vip_lease()),
             };
             let _ = writeln!(text, "ok  {name}  ({file}): guarantee level {level:?}{lease}");
+            text.push_str(&risks(spec));
         }
     } else {
         let _ = writeln!(text, "{findings}");
+    }
+    text
+}
+
+/// What the operator chose to risk.
+fn risks(spec: &ClusterSpec) -> String {
+    let window = spec.spec.replication.window;
+    let mut text = String::new();
+    for directory in &spec.spec.directories {
+        let lost = match spec.consistency(directory) {
+            Consistency::Strict => continue,
+            Consistency::Commit => "what was not fsynced may be lost at a failover",
+            Consistency::Async => "also what was fsynced may be lost at a failover",
+        };
+        let mode = spec.consistency(directory).word();
+        let path = directory.path.display();
+        let _ = writeln!(text, "    {path}: {mode}: {lost}, at most {} or {}", window.bytes, window.age);
     }
     text
 }

@@ -6,12 +6,14 @@ use super::node::Node;
 use super::specs;
 use crate::api::ApiError;
 use crate::api::types::{
-    ClusterStatus, ItemStatus, PathStatus, PeerStatus, Reason, VipStatus, WouldFailOver,
+    ClusterStatus, DirectoryStatus, ItemStatus, PathStatus, PeerStatus, Reason, VipStatus, WindowStatus,
+    WouldFailOver,
 };
 use crate::base::{ClusterId, Mono};
 use crate::engine::{LiveRole, Readiness, Role};
 use crate::failover::config::names;
 use crate::link::LinkStatus;
+use crate::replica::primary::Lag;
 use crate::spec::ClusterSpec;
 use crate::sys::clock::boottime;
 use serde::Serialize;
@@ -58,7 +60,7 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
             .chain(link_problems(&node.shared.link.status()))
             .collect(),
         quarantine,
-        directories: directories.into_iter().map(item).collect(),
+        directories: directories.into_iter().map(|line| directory(&spec, line)).collect(),
         command: view.command.as_ref().map(|c| command_line(c, &unit.id.0, &names(&spec))),
         resync: figures.resync,
         peer: match &snapshot.peer {
@@ -72,7 +74,8 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
         },
         would_fail_over: WouldFailOver { now: view.failover.yes, why: view.failover.why.clone() },
         parked: figures.parked,
-        unacknowledged: figures.unacknowledged,
+        unacknowledged: figures.lag.frames as u64,
+        window: window(&spec, figures.lag),
         age_ms: boottime() - snapshot.at,
         extra: refused.iter().map(peer_refused).collect(),
     }
@@ -232,6 +235,23 @@ const fn peer_role(role: LiveRole) -> &'static str {
 
 fn item((name, state, note): (String, String, String)) -> ItemStatus {
     ItemStatus { name, state, note }
+}
+
+fn directory(spec: &ClusterSpec, (name, state, note): (String, String, String)) -> DirectoryStatus {
+    let known = spec.spec.directories.iter().find(|d| d.path.to_str() == Some(&name));
+    let consistency = known.map_or("", |d| spec.consistency(d).word()).to_owned();
+    DirectoryStatus { name, state, note, consistency }
+}
+
+fn window(spec: &ClusterSpec, lag: Lag) -> WindowStatus {
+    let limit = spec.spec.replication.window;
+    WindowStatus {
+        bytes: lag.bytes as u64,
+        answered_bytes: lag.answered as u64,
+        oldest_ms: lag.oldest.map(|age| age.as_millis() as u64),
+        limit_bytes: limit.bytes.as_bytes(),
+        limit_ms: limit.age.as_millis(),
+    }
 }
 
 /// A unit variant as the contract spells it.

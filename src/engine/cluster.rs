@@ -329,7 +329,9 @@ impl Cluster {
         match input {
             Input::Tick => {}
             Input::Configure(config) => {
-                self.config = *config;
+                // What was answered early may still be in flight.
+                let answers_early = self.config.answers_early || config.answers_early;
+                self.config = Config { answers_early, ..*config };
                 self.retime();
             }
             Input::Operator { ticket, command } => self.operator(now, ticket, command),

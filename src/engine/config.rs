@@ -85,6 +85,9 @@ pub struct Config {
     pub has_witness: bool,
     /// Are there virtual addresses? Without, nobody waits for a lease.
     pub has_vips: bool,
+    /// Are calls of any directory answered before the standby has them (`commit`, `async`)? Then there is
+    /// more to drain before the role may go, and what is not drained was answered.
+    pub answers_early: bool,
     /// `failover.maxRestarts` within `restart_window`; then STOP.
     pub max_restarts: u32,
     /// `failover.window`.
@@ -108,6 +111,7 @@ impl Default for Config {
             service_stop_timeout: 60_000,
             has_witness: true,
             has_vips: true,
+            answers_early: false,
             max_restarts: 3,
             restart_window: 24 * 3_600_000,
             rules: Rules::default(),

@@ -41,6 +41,9 @@ pub const INTERVAL_MIN: Millis = limits::HEARTBEAT_INTERVAL_MIN.as_millis();
 pub const FREEZE_MIN: Millis = 10_000;
 /// syncfs of a machine's worth of dirty pages on a slow disk; past it a handshake step starts over.
 pub const SYNC_MAX: Millis = 120_000;
+/// Longest drain of a hand-over where calls are answered early: the default window over a link of 5 Mbit/s. A
+/// standby that acknowledges nothing is given up sooner (`replica::primary::Config::ack_stall`).
+pub const DRAIN_EARLY: Millis = 30_000;
 /// First and longest pause before an ejected standby asks to be admitted again.
 pub const READMIT: (Millis, Millis) = (2_000, 60_000);
 
@@ -110,14 +113,20 @@ impl Timers {
         if !(INTERVAL_MIN..=timeout / limits::BEATS_PER_TIMEOUT).contains(&interval) {
             return Err(Impossible::Interval { interval, timeout });
         }
-        Ok(Self::from(timeout, interval))
+        Ok(Self::from(timeout, interval).draining(config))
     }
 
     /// The nearest possible set, for a core that was given an unchecked configuration.
     pub(crate) fn nearest(config: &Config) -> Self {
         let timeout = config.heartbeat_timeout.clamp(TIMEOUT_MIN, TIMEOUT_MAX);
         let most = timeout / limits::BEATS_PER_TIMEOUT;
-        Self::from(timeout, config.heartbeat_interval.clamp(INTERVAL_MIN, most))
+        Self::from(timeout, config.heartbeat_interval.clamp(INTERVAL_MIN, most)).draining(config)
+    }
+
+    /// Where calls are answered early a whole window may be in flight.
+    fn draining(self, config: &Config) -> Self {
+        let drain = if config.answers_early { self.drain.max(DRAIN_EARLY) } else { self.drain };
+        Self { drain, ..self }
     }
 
     /// What two nodes count with whose specs may differ: the larger of each. `peer`: its T and i.

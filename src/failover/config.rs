@@ -49,6 +49,7 @@ pub fn core_config(spec: &ClusterSpec) -> Config {
         service_stop_timeout: s.services.iter().map(|x| x.stop_timeout.as_millis()).sum::<u64>() + 1000,
         has_witness: !s.arbitration.ping.is_empty(),
         has_vips: !s.virtual_ips.is_empty(),
+        answers_early: spec.answers_early(),
         max_restarts: u32::from(s.failover.max_restarts),
         restart_window: s.failover.window.as_millis(),
         ..Config::default()

@@ -2,7 +2,7 @@
 
 use super::limits;
 use super::types::{Boot, Consistency, Failback};
-use super::types::{Failover, FailoverMode, Heartbeat, Replication};
+use super::types::{Failover, FailoverMode, Heartbeat, Replication, Window};
 use crate::base::{Rate, Size, Timespan};
 
 /// 64 KiB: small enough that a hot database page does not drag megabytes, large enough that the
@@ -78,7 +78,20 @@ pub fn vip_lease(heartbeat_timeout: Timespan) -> Timespan {
 
 impl Default for Replication {
     fn default() -> Self {
-        Self { consistency: Consistency::Strict, range: range(), resync_bandwidth: Rate::Adaptive }
+        Self {
+            consistency: Consistency::Strict,
+            window: Window::default(),
+            range: range(),
+            resync_bandwidth: Rate::Adaptive,
+        }
+    }
+}
+
+/// 16 MiB: the bandwidth-delay product of a gigabit over 100 ms, and some. 5 s: half of what a silent
+/// standby gets before its stream is given up, so that calls wait before writes freeze.
+impl Default for Window {
+    fn default() -> Self {
+        Self { bytes: Size::from_bytes(16 << 20), age: Timespan::from_secs(5) }
     }
 }
 

@@ -15,8 +15,6 @@ pub enum Effect {
     InPlace,
     /// The services concerned are stopped and started.
     RestartsServices,
-    /// Replication goes on differently; it may resync.
-    ChangesReplication,
     /// Refused while the cluster runs: stop, apply, start.
     NeedsStop,
 }
@@ -26,7 +24,6 @@ impl fmt::Display for Effect {
         f.pad(match self {
             Self::InPlace => "in place",
             Self::RestartsServices => "restarts services",
-            Self::ChangesReplication => "changes replication",
             Self::NeedsStop => "refused while running: stop first",
         })
     }
@@ -157,12 +154,11 @@ fn effect(path: &Path) -> Effect {
         })
         .collect();
     match keys.as_slice() {
-        // Waiting times and limits are read anew each time they are used.
-        ["spec", "replication", "resyncBandwidth"]
+        // Waiting times and limits are read anew each time they are used; each call follows the consistency in
+        // force when it enters the stream.
+        ["spec", "replication", "resyncBandwidth" | "consistency" | "window", ..]
+        | ["spec", "directories", _, "consistency"]
         | ["spec", "services", _, "startTimeout" | "stopTimeout" | "statusInterval"] => Effect::InPlace,
-        ["spec", "directories", _, "consistency"] | ["spec", "replication", "consistency"] => {
-            Effect::ChangesReplication
-        }
         // Who and what is mirrored, the unit in which dirty maps are counted, and addresses, which move
         // only with the role.
         ["metadata", "name"]

@@ -3,7 +3,7 @@
 //! The decision core takes its own bounds from here: what validates is what runs, and nothing is
 //! clamped behind the operator's back.
 
-use crate::base::Timespan;
+use crate::base::{Size, Timespan};
 
 /// Longest name of a cluster, node, service or checker: a DNS label (RFC 1123), so that a name may
 /// become a host name, a unit name or a file name unchanged.
@@ -64,3 +64,12 @@ pub const VIP_LEASE_MIN: Timespan = Timespan::from_secs(1);
 /// Restarts that may be allowed within the window: each is remembered, and a higher limit would let a
 /// broken service loop for hours.
 pub const RESTARTS_MAX: u16 = 100;
+/// Smallest `replication.window.bytes`: less than one large write would make every second one wait.
+pub const WINDOW_BYTES_MIN: Size = Size::from_bytes(64 << 10);
+/// Largest: frames are kept in memory until acknowledged, on both nodes (`replica::primary::Config` has
+/// twice as much for them).
+pub const WINDOW_BYTES_MAX: Size = Size::from_bytes(32 << 20);
+/// Shortest `replication.window.age`: a busy machine's scheduling is no finer.
+pub const WINDOW_AGE_MIN: Timespan = Timespan::from_millis(50);
+/// Longest: more is a backup, not a mirror.
+pub const WINDOW_AGE_MAX: Timespan = Timespan::from_secs(60);

@@ -31,7 +31,7 @@ pub use nearest::nearest;
 pub use types::{
     ApiVersion, Arbitration, Boot, Checker, ClusterSpec, Consistency, Directory, Exec, Failback, Failover,
     FailoverMode, Heartbeat, Kind, Level, Metadata, Mode, Node, OnFailure, OnRole, Probe, Replication,
-    Service, Spec, VirtualIp,
+    Service, Spec, VirtualIp, Window,
 };
 
 /// The JSON schema (draft 2020-12) of a ClusterSpec document.

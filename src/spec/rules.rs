@@ -41,12 +41,6 @@ fn not_yet(spec: &View<'_>, out: &mut Vec<Problem>) {
     if matches!(mode.text(), "light" | "farm") {
         refuse(&mode, format!("mode: {}", mode.text()), "use mirror");
     }
-    let consistencies = spec.get("directories").items().map(|d| d.get("consistency"));
-    for view in consistencies.chain([spec.get("replication").get("consistency")]) {
-        if matches!(view.text(), "commit" | "async") {
-            refuse(&view, format!("consistency: {}", view.text()), "use strict");
-        }
-    }
     let range = spec.get("replication").get("range");
     if range.text().parse::<Size>().is_ok_and(|size| size != defaults::range()) {
         let hint = format!("use {} or remove it", defaults::range());

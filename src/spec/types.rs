@@ -150,17 +150,41 @@ pub struct Directory {
     pub include: Vec<String>,
 }
 
-/// When a mutating call returns to the application.
+/// When a mutating call returns to the application, and what a failover may lose.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Consistency {
-    /// After the standby has applied it.
+    /// After the standby has applied it; fsync: when both disks have it. A failover loses nothing.
     #[default]
     Strict,
-    /// At once; fsync waits for both nodes (not yet).
+    /// At once; fsync and O_SYNC writes: when both disks have it and the standby everything before it. A
+    /// failover loses at most the window of what was not fsynced.
     Commit,
-    /// At once (not yet).
+    /// At once, fsync too. A failover loses at most the window.
     Async,
+}
+
+impl Consistency {
+    /// As it is written in a spec.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Commit => "commit",
+            Self::Async => "async",
+        }
+    }
+}
+
+/// How far answers in `commit` and `async` directories may be ahead of the standby; past it calls wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Window {
+    /// Bytes that were answered and not acknowledged by the standby. Default: 16MiB.
+    #[schemars(extend("x-skc-min" = limits::WINDOW_BYTES_MIN.to_string(), "x-skc-max" = limits::WINDOW_BYTES_MAX.to_string()))]
+    pub bytes: Size,
+    /// Age of the oldest operation that the standby has not acknowledged. Default: 5s.
+    #[schemars(extend("x-skc-min" = limits::WINDOW_AGE_MIN.to_string(), "x-skc-max" = limits::WINDOW_AGE_MAX.to_string()))]
+    pub age: Timespan,
 }
 
 /// How directories are mirrored.
@@ -170,6 +194,9 @@ pub struct Replication {
     /// Default: strict.
     #[serde(default)]
     pub consistency: Consistency,
+    /// Bounds what a failover may lose in `commit` and `async` directories. Default: 16MiB and 5s.
+    #[serde(default)]
+    pub window: Window,
     /// Granularity of the resync's comparison. Default: 64KiB (others: not yet).
     #[serde(default = "defaults::range")]
     pub range: Size,
@@ -350,6 +377,11 @@ impl ClusterSpec {
     /// The consistency of one of `spec.directories`.
     pub fn consistency(&self, directory: &Directory) -> Consistency {
         directory.consistency.unwrap_or(self.spec.replication.consistency)
+    }
+
+    /// Is there a directory whose calls are answered before the standby has them?
+    pub fn answers_early(&self) -> bool {
+        self.spec.directories.iter().any(|d| self.consistency(d) != Consistency::Strict)
     }
 
     /// The node of that name and its index.

@@ -2,6 +2,7 @@
 //! ordered resync, replay, failures. Needs root (file handles, ownership).
 
 mod compare;
+mod early;
 mod flags;
 mod forget;
 mod latency;

@@ -14,10 +14,10 @@ use crate::failover::config::names;
 use crate::link::DataConn;
 use crate::ports::{self, Replicator};
 use crate::proto::stream;
+use crate::replica::primary::{EarlyWindow, Lag};
 use crate::replica::{self, Event, EventSink, Primary, Standby, StreamEnd, primary, standby};
-use crate::spec::ClusterSpec;
+use crate::spec::{self, ClusterSpec, Consistency};
 use crate::tree::Tree;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -64,8 +64,8 @@ struct Sides {
 /// The data path of one cluster.
 pub struct Streams {
     id: ClusterId,
-    /// Resync bytes a second; 0 = no limit.
-    bandwidth: AtomicU64,
+    /// The spec in force, as far as it concerns a stream that runs.
+    settings: Mutex<Settings>,
     shared: Arc<Shared>,
     core: OnceLock<Handle>,
     sides: OnceLock<Sides>,
@@ -80,6 +80,33 @@ pub struct Streams {
     me: Weak<Self>,
 }
 
+/// What of a spec can change while a stream runs.
+struct Settings {
+    /// Resync bytes a second.
+    bandwidth: Option<u64>,
+    /// By volume.
+    consistency: Vec<Consistency>,
+    window: EarlyWindow,
+}
+
+impl Settings {
+    fn of(spec: &ClusterSpec) -> Self {
+        let spec::Replication { resync_bandwidth, window, .. } = &spec.spec.replication;
+        Self {
+            bandwidth: match resync_bandwidth {
+                Rate::Adaptive => None,
+                Rate::PerSecond(size) => Some(size.as_bytes()),
+            },
+            // A change of the directories' order needs a stop, so the places are those of the trees.
+            consistency: spec.spec.directories.iter().map(|d| spec.consistency(d)).collect(),
+            window: EarlyWindow {
+                bytes: usize::try_from(window.bytes.as_bytes()).unwrap_or(usize::MAX),
+                age: window.age.as_std(),
+            },
+        }
+    }
+}
+
 /// Figures for status.
 #[derive(Debug, Clone, Default)]
 pub struct Figures {
@@ -87,8 +114,8 @@ pub struct Figures {
     pub resync: ResyncStatus,
     /// Requests put aside: while frozen, or while the window is full.
     pub parked: u64,
-    /// Operations sent and not acknowledged.
-    pub unacknowledged: u64,
+    /// What is sent and not acknowledged.
+    pub lag: Lag,
     /// Why a stream had to be ended last, until a resync succeeds.
     pub failure: Option<String>,
 }
@@ -98,7 +125,7 @@ impl Streams {
     pub fn new(id: ClusterId, spec: &ClusterSpec, shared: Arc<Shared>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             id,
-            bandwidth: AtomicU64::new(bandwidth(spec).unwrap_or(0)),
+            settings: Mutex::new(Settings::of(spec)),
             peer: names(spec).into_iter().find(|name| *name != shared.name).unwrap_or_default(),
             resurvey: Notify::new(),
             shared,
@@ -142,7 +169,7 @@ impl Streams {
             .map_err(|e| e.to_string())?;
         let sides = Sides { primary: Arc::new(primary), standby: Arc::new(standby), trees };
         if self.sides.set(sides).is_ok() {
-            self.limit();
+            self.settle();
             let gate = self.state().gate;
             if let Some(gate) = gate {
                 self.apply_gate(gate);
@@ -153,14 +180,16 @@ impl Streams {
 
     /// A new spec: what can change while a stream runs.
     pub fn configure(&self, spec: &ClusterSpec) {
-        self.bandwidth.store(bandwidth(spec).unwrap_or(0), Ordering::Release);
-        self.limit();
+        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = Settings::of(spec);
+        self.settle();
     }
 
-    fn limit(&self) {
+    fn settle(&self) {
         if let Some(sides) = self.sides.get() {
-            let limit = self.bandwidth.load(Ordering::Acquire);
-            sides.primary.set_bandwidth(Some(limit).filter(|limit| *limit > 0));
+            // Held until it is in force: of two specs the last one counts.
+            let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+            sides.primary.set_bandwidth(settings.bandwidth);
+            sides.primary.set_consistency(settings.consistency.clone(), settings.window);
         }
     }
 
@@ -376,7 +405,7 @@ impl Streams {
         Figures {
             resync: state.resync.status(sides.map_or(0, |s| s.standby.filled())),
             parked: sides.map_or(0, |s| s.primary.parked() as u64),
-            unacknowledged: sides.map_or(0, |s| s.primary.in_flight().1 as u64),
+            lag: sides.map(|s| s.primary.lag()).unwrap_or_default(),
             failure: state.failure.clone(),
         }
     }
@@ -512,13 +541,6 @@ impl Streams {
                 }
             }
         }
-    }
-}
-
-fn bandwidth(spec: &ClusterSpec) -> Option<u64> {
-    match spec.spec.replication.resync_bandwidth {
-        Rate::Adaptive => None,
-        Rate::PerSecond(size) => Some(size.as_bytes()),
     }
 }
 

@@ -132,6 +132,12 @@ impl Cluster {
         match (aim, step) {
             // Who stops goes on stopping: the service manager kills what is left.
             (Aim::Stop { .. } | Aim::SickDisk, Step::Services) => self.services_down(now),
+            // What is not drained was answered: the standby must not be told that it holds everything. It
+            // waits for this node, or for the operator.
+            (Aim::Stop { remember }, Step::Drain(_)) if self.config.answers_early => {
+                self.event(EventKind::HandoverAborted);
+                self.stop_now(now, remember, ticket);
+            }
             (Aim::Stop { .. } | Aim::SickDisk, Step::Drain(_)) => self.leave(now, aim, ticket),
             (Aim::Swap, _) => {
                 self.event(EventKind::HandoverAborted);
@@ -147,5 +153,58 @@ impl Cluster {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::NodeId;
+    use crate::engine::cluster::Cluster;
+    use crate::engine::io::{Effect, LinkId};
+    use crate::engine::{Config, Durable, Input, TreeState};
+
+    /// A primary that stops and whose standby does not acknowledge everything in time: what it tells the peer.
+    fn stops_undrained(answers_early: bool) -> (Vec<PeerMessage>, Durable) {
+        let config = Config { answers_early, ..Config::default() };
+        let durable = Durable { last_primary: true, intact_boot: Some(1), ..Durable::default() };
+        let mut core = Cluster::new(NodeId::A, 1, 1, config, Some(durable), Mono(0));
+        core.step(Mono(0), Input::LocalTree(TreeState::Ok { empty: false, stamp_ok: true }));
+        core.step(Mono(0), Input::LinkUp { link: LinkId(1) });
+        let epoch = Epoch { g: 1, s: 1 };
+        core.d.epoch = epoch;
+        core.session_is(epoch);
+        core.phase = Phase::Prim { standby: true, stable_since: None };
+        core.begin_handover(Mono(0), Aim::Stop { remember: true }, None);
+        assert!(core.out.iter().any(|e| matches!(e, Effect::Drain { .. })));
+        core.out.clear();
+        let Phase::Handover { deadline, .. } = core.phase else { panic!("{:?}", core.phase) };
+        assert_eq!(deadline, Mono(0) + core.timers.drain);
+        let drain = Step::Drain(core.token());
+        core.handover_overdue(deadline, Aim::Stop { remember: true }, drain, true, None);
+        let said = core.out.iter().filter_map(|effect| match effect {
+            Effect::Send(message) => Some((**message).clone()),
+            _ => None,
+        });
+        (said.collect(), core.d.clone())
+    }
+
+    #[test]
+    fn a_standby_is_never_told_to_take_over_while_it_lacks_what_was_answered() {
+        let leaves = |said: &[PeerMessage]| said.iter().any(|m| matches!(m, PeerMessage::Leaving { .. }));
+        let (said, record) = stops_undrained(false);
+        assert!(leaves(&said) && record.behind, "strict: what is in flight was answered to nobody");
+        let (said, record) = stops_undrained(true);
+        assert!(!leaves(&said) && !record.behind && record.last_primary && record.stopped, "{said:?}");
+    }
+
+    #[test]
+    fn a_change_to_strict_does_not_forget_what_may_be_in_flight() {
+        let config = |answers_early| Config { answers_early, ..Config::default() };
+        let mut core = Cluster::new(NodeId::A, 1, 1, config(true), None, Mono(0));
+        let drain = core.timers.drain;
+        assert!(drain > core.timers.timeout);
+        core.step(Mono(0), Input::Configure(Box::new(config(false))));
+        assert_eq!((core.config.answers_early, core.timers.drain), (true, drain));
     }
 }

@@ -4,7 +4,13 @@
 //! completing acknowledgements. Never while waiting. Replies to the application are collected in
 //! [`Outcome`] and sent after the lock is gone.
 
+mod early;
+mod syncs;
 mod whole;
+
+pub use early::EarlyWindow;
+pub(super) use early::{Answer, Early};
+use syncs::{SyncKey, SyncWait};
 
 use crate::base::{Epoch, Volume};
 use crate::ports::{Errno, Gate, PendingReply};
@@ -17,7 +23,7 @@ use crate::tree::Tree;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Deepest chain of directories bound at once: twice what PATH_MAX allows by name.
 const DEPTH_MAX: usize = 4096;
@@ -61,25 +67,10 @@ struct Entry {
     reply: Option<PendingReply>,
     /// What it counts in the resync window: the bytes the target has to read or write for it.
     resync: usize,
+    /// When it entered.
+    at: Instant,
+    answer: Answer,
 }
-
-/// An fsync that waits for both halves.
-struct SyncWait {
-    volume: Volume,
-    id: FileId,
-    reply: PendingReply,
-    local: Option<Result<(), Errno>>,
-    remote: bool,
-    /// Frame whose `SyncAck` is the remote half; later than the operation's own if it was asked again.
-    remote_seq: u64,
-    /// When the remote half was last asked for.
-    since: Instant,
-}
-
-/// Names a wait for as long as this process runs: positions can come again when the numbering is
-/// adopted from a peer, and a late disk must not answer somebody else's fsync.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct SyncKey(u64);
 
 /// The live connection.
 pub(super) struct Conn {
@@ -94,6 +85,8 @@ pub(super) struct Conn {
 pub(super) enum Submitted {
     /// At this position.
     At(u64),
+    /// At this position, and the answer does not wait for the standby (see `early`).
+    Early(u64),
     /// Its object has no name and never will: nothing to replicate.
     Skipped,
 }
@@ -136,6 +129,7 @@ pub(super) struct Core {
     pub gap: bool,
     pub bytes: usize,
     pub resync_bytes: usize,
+    pub early: Early,
     bound: HashSet<(Volume, FileId)>,
     entries: VecDeque<Entry>,
     syncs: BTreeMap<SyncKey, SyncWait>,
@@ -148,7 +142,7 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub fn new(stream: u128) -> Self {
+    pub fn new(stream: u128, early: Early) -> Self {
         Self {
             rule: Gate::ReadOnly,
             conn: None,
@@ -163,6 +157,7 @@ impl Core {
             gap: false,
             bytes: 0,
             resync_bytes: 0,
+            early,
             bound: HashSet::new(),
             entries: VecDeque::new(),
             syncs: BTreeMap::new(),
@@ -207,20 +202,32 @@ impl Core {
     }
 
     /// Sends an encoded frame and remembers it.
-    fn push(&mut self, frame: Vec<u8>, reply: Option<PendingReply>, keep: bool) -> u64 {
-        self.live_at = Instant::now();
-        self.push_weighted(frame, reply, keep, 0)
+    fn push(&mut self, frame: Vec<u8>, reply: Option<PendingReply>) -> u64 {
+        self.push_live(frame, reply, Answer::Acknowledged)
     }
 
-    fn push_weighted(
-        &mut self,
-        frame: Vec<u8>,
-        reply: Option<PendingReply>,
-        keep: bool,
-        resync: usize,
-    ) -> u64 {
+    /// A frame of the application, kept for replay.
+    fn push_live(&mut self, frame: Vec<u8>, reply: Option<PendingReply>, answer: Answer) -> u64 {
+        let at = Instant::now();
+        self.live_at = at;
+        let bytes = frame.len();
+        let frame = self.send(frame, true, at);
+        self.early.entered(answer, bytes);
+        self.enter(Entry { seq: self.next, bytes, frame, reply, resync: 0, at, answer })
+    }
+
+    /// A frame of the resync.
+    fn push_step(&mut self, frame: Vec<u8>, resync: usize) -> u64 {
+        let at = Instant::now();
+        let bytes = frame.len();
+        let frame = self.send(frame, false, at);
+        let answer = Answer::Acknowledged;
+        self.enter(Entry { seq: self.next, bytes, frame, reply: None, resync, at, answer })
+    }
+
+    /// Writes what is about to enter; gives the frame back if it is to be kept.
+    fn send(&mut self, frame: Vec<u8>, keep: bool, at: Instant) -> Option<Vec<u8>> {
         let seq = self.next;
-        self.next += 1;
         if let Some(conn) = &self.conn
             && let Err(error) = conn.writer.send(&frame)
         {
@@ -228,19 +235,22 @@ impl Core {
             tracing::debug!(seq, %error, "frame not sent");
             conn.writer.close();
         }
-        let bytes = frame.len();
         if self.entries.is_empty() {
-            self.progress = Instant::now();
+            self.progress = at;
         }
-        self.bytes += bytes;
-        self.resync_bytes += resync;
-        let frame = if keep {
-            Some(frame)
-        } else {
-            self.recycle(frame);
-            None
-        };
-        self.entries.push_back(Entry { seq, bytes, frame, reply, resync });
+        if keep {
+            return Some(frame);
+        }
+        self.recycle(frame);
+        None
+    }
+
+    fn enter(&mut self, entry: Entry) -> u64 {
+        let seq = entry.seq;
+        self.next += 1;
+        self.bytes += entry.bytes;
+        self.resync_bytes += entry.resync;
+        self.entries.push_back(entry);
         self.publish();
         seq
     }
@@ -288,7 +298,7 @@ impl Core {
         }
         for op in chain.into_iter().rev() {
             let frame = self.encode_op(volume, false, &op, &[])?;
-            self.push(frame, None, true);
+            self.push(frame, None);
             if let FsOp::Bind { id, .. } = op {
                 self.bound.insert((volume, id));
             }
@@ -296,13 +306,14 @@ impl Core {
         Ok(true)
     }
 
-    /// Enters one live operation; takes `reply` if it waits for the acknowledgement.
+    /// Enters one live operation; takes `reply` if it waits for the acknowledgement or for room.
     pub fn submit(
         &mut self,
         tree: &Tree,
         sync: bool,
         op: &FsOp,
         bulk: &[u8],
+        answer: Answer,
         reply: &mut Option<PendingReply>,
     ) -> Result<Submitted, CoreError> {
         let volume = tree.volume;
@@ -326,7 +337,12 @@ impl Core {
         if let Some(id) = op_makes(op) {
             self.bound.insert((volume, id));
         }
-        Ok(Submitted::At(self.push(frame, reply.take(), true)))
+        match answer {
+            Answer::Given => {}
+            Answer::Room if self.has_room_for(frame.len()) => {}
+            _ => return Ok(Submitted::At(self.push_live(frame, reply.take(), answer))),
+        }
+        Ok(Submitted::Early(self.push_live(frame, None, Answer::Given)))
     }
 
     /// The kernel forgot ids: tells the target about those it knows.
@@ -344,7 +360,7 @@ impl Core {
         }
         for ids in known.chunks(FORGET_MAX) {
             let frame = self.encode_op(volume, false, &FsOp::Forget { ids: ids.to_vec() }, &[])?;
-            self.push(frame, None, true);
+            self.push(frame, None);
         }
         Ok(())
     }
@@ -364,29 +380,14 @@ impl Core {
         frame::encode_into(&mut buffer, Kind::Resync, self.next, self.epoch(), step, bulk)?;
         self.bound.extend(binds.iter().copied());
         let weight = weight.max(buffer.len());
-        Ok(Some(self.push_weighted(buffer, None, false, weight)))
+        Ok(Some(self.push_step(buffer, weight)))
     }
 
     /// Enters a message that is neither operation nor resync step (the marker).
     pub fn control<T: serde::Serialize>(&mut self, kind: Kind, message: &T) -> Result<u64, CoreError> {
         let mut buffer = self.buffer();
         frame::encode_into(&mut buffer, kind, self.next, self.epoch(), message, &[])?;
-        Ok(self.push_weighted(buffer, None, false, 0))
-    }
-
-    /// Waits for both halves of a sync at `seq`.
-    pub fn expect_sync(&mut self, seq: u64, volume: Volume, id: FileId, reply: PendingReply) -> SyncKey {
-        let key = SyncKey(self.next_sync);
-        self.next_sync += 1;
-        let (remote_seq, since) = (seq, Instant::now());
-        let wait = SyncWait { volume, id, reply, local: None, remote: false, remote_seq, since };
-        self.syncs.insert(key, wait);
-        key
-    }
-
-    /// How long the oldest remote half of a sync is outstanding on this connection.
-    pub fn oldest_remote_sync(&self) -> Option<Duration> {
-        self.syncs.values().filter(|w| !w.remote).map(|w| w.since.elapsed()).max()
+        Ok(self.push_step(buffer, 0))
     }
 
     /// Everything up to `applied` is in the target's kernel. `Err`: it claims the future.
@@ -407,6 +408,7 @@ impl Core {
             let Some(entry) = self.entries.pop_front() else { break };
             self.bytes -= entry.bytes;
             self.resync_bytes -= entry.resync;
+            self.early.left(entry.answer, entry.bytes);
             if let Some(reply) = entry.reply {
                 match (eligible, live, self.rule) {
                     (true, true, _) | (_, _, Gate::Alone(_)) => out.ok.push(reply),
@@ -419,6 +421,7 @@ impl Core {
             }
         }
         self.publish();
+        self.answer_early(out);
         Ok(())
     }
 
@@ -434,50 +437,6 @@ impl Core {
     /// Last position, if the target is known to hold everything up to it.
     pub fn position(&self) -> Option<u64> {
         (!self.gap && self.entries.is_empty()).then(|| self.next - 1)
-    }
-
-    fn sync_done(&mut self, key: SyncKey, out: &mut Outcome) {
-        let Some(wait) = self.syncs.get(&key) else { return };
-        let Some(local) = wait.local else { return };
-        // A local failure is final at once: the application must see it.
-        let ready = local.is_err() || wait.remote || matches!(self.rule, Gate::Alone(_));
-        if !ready {
-            return;
-        }
-        let Some(wait) = self.syncs.remove(&key) else { return };
-        match (local, self.rule) {
-            (Err(errno), _) => out.err.push((wait.reply, errno)),
-            (Ok(()), Gate::Replicated(_) | Gate::Alone(_)) => out.ok.push(wait.reply),
-            (Ok(()), _) => self.held.push(wait.reply),
-        }
-    }
-
-    fn settle_syncs(&mut self, out: &mut Outcome) {
-        let keys: Vec<SyncKey> = self.syncs.keys().copied().collect();
-        for key in keys {
-            self.sync_done(key, out);
-        }
-    }
-
-    /// The local half of a sync ended.
-    pub fn sync_local(&mut self, key: SyncKey, result: Result<(), Errno>, out: &mut Outcome) {
-        if let Some(wait) = self.syncs.get_mut(&key) {
-            wait.local = Some(result);
-            self.sync_done(key, out);
-        }
-    }
-
-    /// The standby's half of a sync is durable.
-    pub fn sync_remote(&mut self, seq: u64, out: &mut Outcome) {
-        if !self.conn.as_ref().is_some_and(|c| c.eligible) {
-            return;
-        }
-        let found = self.syncs.iter_mut().find(|(_, w)| w.remote_seq == seq && !w.remote);
-        if let Some((key, wait)) = found {
-            let key = *key;
-            wait.remote = true;
-            self.sync_done(key, out);
-        }
     }
 
     /// The gate changed (the caller holds its write lock).
@@ -496,6 +455,7 @@ impl Core {
                     }
                 }
                 self.settle_syncs(out);
+                self.answer_early(out);
             }
             Gate::Alone(_) => {
                 out.ok.append(&mut self.held);
@@ -530,6 +490,7 @@ impl Core {
         self.entries.clear();
         self.bytes = 0;
         self.resync_bytes = 0;
+        self.early.clear();
         self.publish();
     }
 
@@ -537,6 +498,7 @@ impl Core {
     pub fn disconnect(&mut self) {
         self.conn = None;
         self.marker = None;
+        self.early.syncs.clear();
         if matches!(self.rule, Gate::Alone(_)) {
             self.drop_frames();
         }
@@ -593,7 +555,7 @@ impl Core {
             self.syncs.iter().filter(|(_, w)| lost(w)).map(|(key, w)| (*key, w.volume, w.id)).collect();
         for (key, volume, id) in again {
             let frame = self.encode_op(volume, true, &FsOp::Fsync { id, data_only: false }, &[])?;
-            let seq = self.push(frame, None, true);
+            let seq = self.push(frame, None);
             if let Some(wait) = self.syncs.get_mut(&key) {
                 wait.remote_seq = seq;
             }

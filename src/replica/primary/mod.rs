@@ -6,8 +6,9 @@
 //!
 //! Invariants: a frame enters the stream while the caller still holds the locks under which the
 //! operation was applied, so stream order = order of effect; no reply under `Replicated` is sent
-//! before a complete standby acknowledged the frame in this epoch; under `Frozen` nothing is
-//! answered; after `set_gate(Shut | ReadOnly)` returned nothing touches the tree any more.
+//! before a complete standby acknowledged the frame in this epoch (in directories of the modes `commit`
+//! and `async`: or the frame fits the window, see `core::early`); under `Frozen` nothing is answered;
+//! after `set_gate(Shut | ReadOnly)` returned nothing touches the tree any more.
 //! Failure: a broken connection keeps the unacknowledged frames for replay and is reported; what the
 //! stream cannot express (an object without a findable name) ends it and bars replay.
 
@@ -15,7 +16,7 @@ mod conn;
 mod core;
 mod park;
 
-use self::core::{Core, Outcome, Submitted, Window};
+use self::core::{Answer, Core, Early, Outcome, Submitted, Window};
 use crate::base::{ClusterId, Epoch, Generation, Volume};
 use crate::ports::{Admission, Errno, Gate, LocalSync, ParkedRequest, PendingReply, Replicator, Ticket};
 use crate::proto::frame::Kind;
@@ -23,11 +24,13 @@ use crate::proto::stream::{Marker, Plan};
 use crate::proto::{FileId, FsOp};
 use crate::replica::event::{Event, EventSink, StreamEnd};
 use crate::replica::pool::SyncPool;
+use crate::spec::Consistency;
 use crate::tree::Tree;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+pub use self::core::EarlyWindow;
 pub use conn::ConnectError;
 pub(crate) use conn::describe as conn_describe;
 
@@ -92,6 +95,19 @@ pub enum GateError {
     Busy,
 }
 
+/// How far the standby is behind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// Frames in flight.
+    pub frames: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Bytes of those that were answered already: what the death of this machine would lose now.
+    pub answered: usize,
+    /// Age of the oldest one.
+    pub oldest: Option<Duration>,
+}
+
 /// Why the UpToDate marker could not be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MarkerError {
@@ -143,7 +159,8 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Primary {
     /// The sending side over `trees` (index = volume). The gate starts `ReadOnly`.
     pub fn new(cfg: Config, trees: Vec<Arc<Tree>>, events: EventSink) -> std::io::Result<Self> {
-        let core = Core::new(conn::random_id());
+        // Half: what waits beyond the window must not fill the other one, past which callers park.
+        let core = Core::new(conn::random_id(), Early::new(cfg.window_ops / 2));
         let pool = SyncPool::new(&format!("fsync-{}", cfg.cluster), cfg.sync_threads)?;
         let inner = Arc::new(Inner {
             gate: RwLock::new(Gate::ReadOnly),
@@ -264,6 +281,28 @@ impl Primary {
         lock(&self.inner.core).begin_fresh(conn::random_id(), applied);
     }
 
+    /// How calls are answered from now on, by volume; what is not named is strict. Each call that enters the
+    /// stream after this returns follows the new rule: a strict one waits for everything before it. Of the
+    /// window's bytes at most half of [`Config::window_bytes`] count.
+    pub fn set_consistency(&self, modes: Vec<Consistency>, window: EarlyWindow) {
+        let mut out = Outcome::default();
+        {
+            let mut core = lock(&self.inner.core);
+            let bytes = window.bytes.min(self.inner.cfg.window_bytes / 2);
+            core.early.window = EarlyWindow { bytes, ..window };
+            core.early.modes = modes;
+            core.answer_early(&mut out);
+        }
+        out.send(&self.inner.events);
+    }
+
+    /// What the standby has not acknowledged.
+    pub fn lag(&self) -> Lag {
+        let core = lock(&self.inner.core);
+        let frames = core.in_flight();
+        Lag { frames, bytes: core.bytes, answered: core.early.answered, oldest: core.oldest() }
+    }
+
     /// Unacknowledged (bytes, frames).
     pub fn in_flight(&self) -> (usize, usize) {
         let w = &self.inner.window;
@@ -363,7 +402,7 @@ impl Inner {
         let mut core = lock(&self.core);
         if core.conn.is_none() {
             core.gap = true;
-        } else if let Err(error) = core.submit(tree, false, op, bulk, &mut None) {
+        } else if let Err(error) = core.submit(tree, false, op, bulk, Answer::Acknowledged, &mut None) {
             self.broken(&mut core, &error, &mut out);
         }
         drop(core);
@@ -438,16 +477,19 @@ impl Replicator for Primary {
                 let mut out = Outcome::default();
                 {
                     let mut core = lock(&inner.core);
-                    if let Err(error) = core.submit(tree, false, op, bulk, &mut waiting) {
+                    let answer = core.early.answer(volume);
+                    if let Err(error) = core.submit(tree, false, op, bulk, answer, &mut waiting) {
                         inner.broken(&mut core, &error, &mut out);
                         if let Some(reply) = waiting.take() {
                             core.keep_unproven(reply, &mut out);
                         }
                     }
                 }
-                // Still here: there is nothing to wait for.
-                out.ok.extend(waiting);
                 out.send(&inner.events);
+                // Still here: there is nothing to wait for.
+                if let Some(reply) = waiting {
+                    reply.ok();
+                }
             }
             // Impossible with a ticket; never acknowledge by accident.
             Gate::ReadOnly | Gate::Frozen | Gate::Shut => reply.err(Errno(libc::EIO)),
@@ -476,10 +518,10 @@ impl Replicator for Primary {
             }
             Gate::Replicated(_) => {
                 let mut core = lock(&inner.core);
-                match core.submit(tree, true, op, bulk, &mut None) {
-                    Ok(Submitted::At(seq)) => {
+                match core.submit_sync(tree, op, bulk) {
+                    Ok(at @ (Submitted::At(_) | Submitted::Early(_))) => {
                         let id = core::subject(op).unwrap_or(FileId::ROOT);
-                        let key = core.expect_sync(seq, volume, id, reply);
+                        let key = core.expect_sync(&at, volume, id, reply);
                         drop(core);
                         inner.on_pool(local, move |me, result| {
                             let mut out = Outcome::default();

@@ -61,7 +61,7 @@ impl Core {
         for (n, (op, bulk)) in frames.into_iter().enumerate() {
             let frame = self.encode_op(volume, false, &op, &bulk)?;
             let reply = if n == last { reply.take() } else { None };
-            self.push(frame, reply, true);
+            self.push(frame, reply);
         }
         Ok(Submitted::At(self.next - 1))
     }
