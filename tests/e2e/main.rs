@@ -11,6 +11,7 @@ mod harness;
 mod levels;
 mod limits;
 mod machines;
+mod modes;
 mod network;
 mod records;
 mod refusals;

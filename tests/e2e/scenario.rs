@@ -42,6 +42,10 @@ pub struct Spec {
     pub witness: bool,
     /// `failover:`, in braces.
     pub failover: &'static str,
+    /// Fields of `replication:`; empty = none.
+    pub replication: &'static str,
+    /// A second directory, `/srv/fast`, that is `async`?
+    pub fast: bool,
 }
 
 impl Spec {
@@ -55,11 +59,18 @@ impl Spec {
         checkers: "",
         witness: true,
         failover: "{}",
+        replication: "",
+        fast: false,
     };
 
     /// The document.
     pub fn text(&self) -> String {
-        let Self { cluster, directory, port, run, vip, checkers, witness, failover } = self;
+        let Self { cluster, directory, port, run, vip, checkers, witness, failover, .. } = self;
+        let fast = if self.fast { "    - {path: /srv/fast, consistency: async}\n" } else { "" };
+        let replication = match self.replication {
+            "" => String::new(),
+            fields => format!("  replication: {{{fields}}}\n"),
+        };
         let checkers = if checkers.is_empty() { String::new() } else { format!("  checkers:\n{checkers}\n") };
         let server = format!(r#"[skc, ledger, serve, --data, {directory}, --listen, "0.0.0.0:{port}"]"#);
         let run = if run.is_empty() { &server } else { *run };
@@ -76,7 +87,7 @@ spec:
     - {{name: node-b, addresses: [10.77.1.2, 10.77.2.2]}}
   directories:
     - {{path: {directory}}}
-  services:
+{fast}{replication}  services:
     - name: ledger
       exec:
         run: {run}
