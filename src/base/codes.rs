@@ -145,6 +145,7 @@ codes! {
     FS_ADOPT = "SKC-E3010", "The directory could not be adopted";
     FS_SPACE = "SKC-E3011", "The disk has too little room";
     FS_UNMOUNTED = "SKC-E3012", "The mirror's mount was taken away";
+    FS_BELOW = "SKC-E3013", "Something is mounted below the directory";
     // Replication
     REPL_APPLY = "SKC-E4001", "The standby cannot apply";
     REPL_STUCK = "SKC-E4005", "The data path does not come to rest";

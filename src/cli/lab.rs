@@ -2,11 +2,11 @@
 
 use super::common::{Output, failed, print_value, say};
 use super::output::{errln, outln};
-use crate::lab::bench;
 use crate::lab::forward::{self, shape::Shape};
 use crate::lab::node::{self, STATE_DIR};
 use crate::lab::wait::{Condition, Part};
 use crate::lab::{Kill, Lab, LabError, Link, Node, Result};
+use crate::lab::{bench, compare};
 use clap::Subcommand;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -135,6 +135,14 @@ enum Verb {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Compare the backing trees of the pair, at rest: names, attributes, bytes, holes; exit code 1 if they differ
+    Compare {
+        /// Path inside the nodes
+        path: String,
+        /// Output form
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
     /// Measure the bare directory, FUSE without a peer, and the mirror, alternating
     Bench {
         /// Rounds
@@ -256,6 +264,7 @@ fn verb(args: Args) -> Result<ExitCode> {
             let shown = found.display().to_string();
             say(output, &serde_json::json!({"path": shown}), || shown.clone() + "\n");
         }
+        Verb::Compare { path, output } => return compare(&lab, &path, output),
         Verb::Bench { rounds, scale, targets, output } => {
             let options = bench::Options { targets, rounds, scale };
             let report = bench::run(&lab, &options, &mut |line| errln!("{line}"))?;
@@ -271,6 +280,17 @@ fn verb(args: Args) -> Result<ExitCode> {
         Verb::Detach { log, command } => node::detach_here(&command, &log)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn compare(lab: &Lab, path: &str, output: Output) -> Result<ExitCode> {
+    let [a, b] = Node::PAIR.map(|node| lab.backing(node, path));
+    let found = compare::trees(&a, &b).map_err(|source| LabError::Io { op: "compare", path: a, source })?;
+    say(output, &serde_json::json!(found), || {
+        let counts =
+            format!("{} objects, {} bytes: {} differences", found.objects, found.bytes, found.differences);
+        std::iter::once(counts).chain(found.examples.clone()).map(|line| line + "\n").collect()
+    });
+    Ok(ExitCode::from(u8::from(!found.equal())))
 }
 
 fn up(lab: &Lab, spec: Option<PathBuf>, no_agent: bool, output: Output) -> Result<()> {

@@ -79,6 +79,7 @@ fn background(args: &Args) -> Result<(), Failure> {
 fn prepare_code(error: &PrepareError) -> Code {
     match error {
         PrepareError::AlreadyMounted(_) => codes::FS_BUSY_MOUNT,
+        PrepareError::MountedBelow { .. } => codes::FS_BELOW,
         _ => codes::FS_MOUNT,
     }
 }

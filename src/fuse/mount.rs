@@ -55,6 +55,9 @@ pub enum MountError {
     /// No threads.
     #[error("starting the reader threads failed with errno {}", .0.0)]
     Threads(Errno),
+    /// Something was mounted below meanwhile.
+    #[error("{0} is a mount point, which the mirror would hide")]
+    Hides(PathBuf),
     /// The mount is not in mountinfo: something else unmounted it at once.
     #[error("{0} is mounted but not in mountinfo")]
     Vanished(PathBuf),
@@ -66,6 +69,7 @@ impl MountError {
         match self {
             Self::Device(_) => codes::FS_NO_FUSE,
             Self::Init(_) => codes::FS_KERNEL,
+            Self::Hides(_) => codes::FS_BELOW,
             Self::Backing { .. }
             | Self::Stacked(_)
             | Self::Mount { .. }
@@ -142,7 +146,9 @@ impl Mount {
             error
         };
         let init = greet(&device, options.init_mask).map_err(|e| undo(e.into()))?;
-        Self::run(tree, replicator, device, init, path.clone(), options).map_err(undo)
+        let mount = Self::run(tree, replicator, device, init, path.clone(), options).map_err(undo)?;
+        mount.hides_nothing().map_err(undo)?;
+        Ok(mount)
     }
 
     /// Continues a mount that an earlier process made: `device` and `init` come from its guard.
@@ -217,6 +223,24 @@ impl Mount {
     pub fn is_in_place(&self) -> bool {
         let Ok(mounts) = mountinfo::read() else { return true };
         mountinfo::at(&mounts, &self.path).is_some_and(|m| m.dev == (0, self.connection))
+    }
+
+    /// `prepare` found nothing below; was it still so when the mount came over it?
+    fn hides_nothing(&self) -> Result<(), MountError> {
+        let mounts = mountinfo::read().unwrap_or_default();
+        let Some(own) = mountinfo::at(&mounts, &self.path) else { return Ok(()) };
+        match mountinfo::below(&mounts, &self.path, own.parent).first() {
+            Some(first) => Err(MountError::Hides(first.to_path_buf())),
+            None => Ok(()),
+        }
+    }
+
+    /// What is mounted on directories of this mount: seen by applications, and no part of the mirror.
+    pub fn mounted_below(&self) -> Vec<PathBuf> {
+        let mounts = mountinfo::read().unwrap_or_default();
+        let own = mountinfo::at(&mounts, &self.path).filter(|m| m.dev == (0, self.connection));
+        let below = own.map(|own| mountinfo::below(&mounts, &self.path, own.id));
+        below.unwrap_or_default().into_iter().map(Path::to_path_buf).collect()
     }
 
     /// Ends the connection of a mount that is not in place any more: who still has something open in it gets

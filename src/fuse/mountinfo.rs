@@ -16,6 +16,10 @@ pub const FS_TYPE: &str = "fuse.skc";
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountEntry {
+    /// Number of the mount.
+    pub id: u32,
+    /// Number of the mount it lies on.
+    pub parent: u32,
     /// Device (major, minor); the minor number of a FUSE mount is its connection's number.
     pub dev: (u32, u32),
     /// Mount point.
@@ -43,12 +47,14 @@ fn unescape(field: &[u8]) -> PathBuf {
 
 fn line(line: &[u8]) -> Option<MountEntry> {
     let mut fields = line.split(|b| *b == b' ');
-    let dev = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
+    let (id, parent) = (number()?, number()?);
+    let dev = std::str::from_utf8(fields.next()?).ok()?;
     let (major, minor) = dev.split_once(':')?;
     let path = unescape(fields.nth(1)?);
     let mut fields = fields.skip_while(|f| *f != b"-").skip(1);
     let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
-    Some(MountEntry { dev: (major.parse().ok()?, minor.parse().ok()?), path, fs_type })
+    Some(MountEntry { id, parent, dev: (major.parse().ok()?, minor.parse().ok()?), path, fs_type })
 }
 
 /// Parses the file's content; lines that make no sense are left out.
@@ -71,6 +77,21 @@ pub fn at<'a>(mounts: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry> {
 /// The mount that `path` lies in.
 pub fn covering<'a>(mounts: &'a [MountEntry], path: &Path) -> Option<&'a MountEntry> {
     path.ancestors().find_map(|p| at(mounts, p))
+}
+
+/// What is mounted below `path` on the mount number `on`, directly or on one that is. What another mount over
+/// `path` hides already is not meant.
+pub fn below<'a>(mounts: &'a [MountEntry], path: &Path, on: u32) -> Vec<&'a Path> {
+    let mut reached = vec![on];
+    let mut found = Vec::new();
+    // A mount comes after the one it lies on.
+    for m in mounts {
+        if m.path != path && m.path.starts_with(path) && reached.contains(&m.parent) {
+            reached.push(m.id);
+            found.push(m.path.as_path());
+        }
+    }
+    found
 }
 
 /// What stands in the way of mounting.
@@ -97,6 +118,14 @@ pub enum PrepareError {
         path: PathBuf,
         /// Its type.
         fs_type: String,
+    },
+    /// Something is mounted below the directory; the mirror would hide it, and what is in it is no part of it.
+    #[error(
+        "{below} is a mount point; skc mirrors one file system and would hide it: unmount it, or mirror it by itself"
+    )]
+    MountedBelow {
+        /// The first of them.
+        below: PathBuf,
     },
     /// A dead mount of ours could not be detached.
     #[error("detaching the dead mount at {path} failed with errno {}", errno.0)]
@@ -144,16 +173,23 @@ pub fn prepare(path: &Path) -> Result<PathBuf, PrepareError> {
     loop {
         let mounts = read().map_err(PrepareError::MountInfo)?;
         let Some(top) = covering(&mounts, &path) else { return Ok(path) };
+        // Also on a dead mirror: detaching it would take them along.
+        let nothing_below = || match below(&mounts, &path, top.id).first() {
+            Some(first) => Err(PrepareError::MountedBelow { below: first.to_path_buf() }),
+            None => Ok(()),
+        };
         if top.fs_type == FS_TYPE && top.path == path {
             if !is_dead(&path) {
                 return Err(PrepareError::AlreadyMounted(path));
             }
+            nothing_below()?;
             tracing::warn!(path = %path.display(), "detaching a dead mount of an earlier skc");
             mount::unmount(&path, mount::Unmount::Detach)
                 .map_err(|errno| PrepareError::Detach { path: path.clone(), errno })?;
         } else if top.fs_type == "fuse" || top.fs_type.starts_with("fuse.") {
             return Err(PrepareError::OtherFuse { path, fs_type: top.fs_type.clone() });
         } else {
+            nothing_below()?;
             return Ok(path);
         }
     }
@@ -181,6 +217,23 @@ garbage
         assert_eq!(covering(&mounts, Path::new("/srv/other/x/y")).map(|m| m.dev), Some((0, 37)));
         assert_eq!(covering(&mounts, Path::new("/srv/none")).map(|m| m.dev), Some((254, 0)));
         assert_eq!(unescape(b"a\\134b\\0"), PathBuf::from("a\\b\\0"));
+    }
+
+    #[test]
+    fn what_lies_below_is_found_unless_it_is_hidden_already() {
+        let text = b"\
+1 0 254:0 / / rw - ext4 /dev/vda rw
+2 1 0:40 / /srv/x/hidden rw - tmpfs t rw
+3 1 0:41 / /srv/x rw - ext4 /dev/vdb rw
+4 3 0:42 / /srv/x/a rw - tmpfs t rw
+5 4 0:43 / /srv/x/a/b rw - tmpfs t rw
+6 1 0:44 / /srv/xy rw - tmpfs t rw
+";
+        let mounts = parse(text);
+        let found = |path: &str, on| below(&mounts, Path::new(path), on);
+        assert_eq!(found("/srv/x", 3), [Path::new("/srv/x/a"), Path::new("/srv/x/a/b")]);
+        assert_eq!(found("/srv/x/a", 4), [Path::new("/srv/x/a/b")]);
+        assert_eq!(found("/srv/xy", 6), [] as [&Path; 0]);
     }
 
     #[test]

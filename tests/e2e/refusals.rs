@@ -2,7 +2,7 @@
 
 use crate::harness::{always, arena, until};
 use crate::scenario::{Cluster, SETTLE, Spec};
-use skc::lab::{Lab, Node};
+use skc::lab::{Kill, Lab, Node};
 use std::fs;
 use std::time::Duration;
 
@@ -151,4 +151,30 @@ fn mount_that_is_taken_away_moves_the_service() {
     let error = lab.run(primary, &["touch", "/srv/ledger/again"], step).expect_err("mounted again");
     assert!(error.to_string().contains("Read-only"), "{error}");
     assert_eq!(cluster.finish(load), standby);
+}
+
+#[test]
+fn a_file_system_mounted_below_the_directory_is_never_hidden() {
+    let Some(lab) = arena("mounted-below") else { return };
+    const BELOW: &str = "/srv/ledger/sub";
+    lab.kill(Node::NodeB, Kill::Power).expect("power off");
+    lab.create_volume(Node::NodeB, BELOW, 8).expect("a volume below the directory");
+    lab.boot(Node::NodeB).expect("boot with the volume");
+    let cluster = Cluster::apply(&lab, &Spec::LEDGER);
+    cluster.says(Node::NodeB, "what is mounted below", &[BELOW]);
+    let step = Duration::from_secs(5);
+    lab.run(Node::NodeB, &["touch", "/srv/ledger/sub/seen"], step).expect("it is not hidden");
+    lab.run(Node::NodeB, &["umount", BELOW], step).expect("unmounted");
+    lab.detach_volume(Node::NodeB, BELOW).expect("and not there for the comparison at the end");
+    cluster.says(Node::NodeA, "that one of them is not empty", &["new to each other"]);
+    cluster.does(Node::NodeB, "adopt", &["--force"]);
+    let primary = cluster.settled();
+    // Mounted while the mirror serves it is used, and named.
+    lab.run(primary, &["sh", "-c", "mkdir /srv/ledger/tmp && mount -t tmpfs none /srv/ledger/tmp"], step)
+        .expect("a mount on the mirror");
+    cluster.says(primary, "what is mounted below", &["not replicated: /srv/ledger/tmp"]);
+    lab.run(primary, &["umount", "/srv/ledger/tmp"], step).expect("unmounted");
+    let load = cluster.load();
+    cluster.progress(&load, 50);
+    assert_eq!(cluster.finish(load), primary);
 }

@@ -1,9 +1,12 @@
 //! Changes of role, death and hand-over.
 
 use super::support::{Mounted, eventually, isolated};
-use skc::base::Epoch;
-use skc::fuse::{Mount, Options, PrepareError, prepare};
+use skc::base::{Epoch, Volume};
+use skc::fuse::{Local, Options, PrepareError, prepare};
 use skc::ports::Gate;
+use skc::sys::backing::Backing;
+use skc::sys::namespace::{self, Mount};
+use skc::tree::Tree;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -78,7 +81,8 @@ fn the_session_continues_on_the_same_device_after_its_threads_stopped() {
         // Nobody serves now: a call waits instead of failing.
         let path = m.path("g");
         let waiting = std::thread::spawn(move || std::fs::write(path, b"waited"));
-        let resumed = Mount::resume(Arc::clone(&m.tree), local, &m.dir, device, init, Options::default());
+        let resumed =
+            skc::fuse::Mount::resume(Arc::clone(&m.tree), local, &m.dir, device, init, Options::default());
         m.mount = Some(resumed.expect("resume"));
         waiting.join().expect("thread").expect("the waiting call succeeds");
         assert_eq!(std::fs::read(m.path("g")).expect("read"), b"waited");
@@ -100,6 +104,41 @@ fn stacking_is_refused_and_a_dead_mount_is_detached() {
         m.mount = None;
         assert_eq!(prepare(&m.dir), Ok(m.dir.clone()));
         assert!(m.dir.join("sub").is_dir(), "the backing directory is back");
+    });
+}
+
+#[test]
+fn what_is_mounted_below_is_neither_hidden_nor_taken_along() {
+    isolated(|| {
+        let tmp = tempfile::tempdir().expect("temporary directory");
+        let dir = tmp.path().canonicalize().expect("canonical").join("dir");
+        let sub = dir.join("sub/deep");
+        std::fs::create_dir_all(&sub).expect("mkdir");
+        let tmpfs =
+            |at: &std::path::Path| namespace::mount(Mount::New("tmpfs", "size=1m"), at).expect("tmpfs");
+        tmpfs(&sub);
+        assert_eq!(prepare(&dir), Err(PrepareError::MountedBelow { below: sub.clone() }));
+        // And should it come between the look and the mount.
+        let tree = Arc::new(Tree::new(Volume(0), Backing::open(&dir).expect("open")));
+        let refused = skc::fuse::Mount::new(tree, Arc::new(Local::default()), &dir);
+        assert_eq!(refused.err().map(|e| e.code().id), Some("SKC-E3013"));
+        std::fs::write(sub.join("seen"), b"x").expect("it is not hidden");
+        namespace::unmount(&sub, false).expect("unmount");
+        assert_eq!(prepare(&dir), Ok(dir.clone()));
+        // While the mirror is mounted it is visible, and named.
+        let (mut m, _) = Mounted::local();
+        std::fs::create_dir(m.path("sub")).expect("mkdir");
+        assert!(m.mount().mounted_below().is_empty());
+        tmpfs(&m.path("sub"));
+        assert_eq!(m.mount().mounted_below(), [m.path("sub")]);
+        std::fs::write(m.path("sub/own"), b"x").expect("write");
+        assert!(!m.below().join("sub/own").exists());
+        m.mount().abort();
+        eventually("the readers end", || !m.mount().is_alive());
+        m.mount = None;
+        assert_eq!(prepare(&m.dir), Err(PrepareError::MountedBelow { below: m.path("sub") }));
+        namespace::unmount(&m.path("sub"), true).expect("unmount");
+        assert_eq!(prepare(&m.dir), Ok(m.dir.clone()));
     });
 }
 

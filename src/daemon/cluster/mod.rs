@@ -339,7 +339,7 @@ impl ClusterUnit {
             .iter()
             .map(|u| {
                 let word = if u.mount.is_some() { "mounted" } else { "not mounted" };
-                (u.path.display().to_string(), word.to_owned(), u.note.clone())
+                (u.path.display().to_string(), word.to_owned(), u.notes())
             })
             .collect();
         *self.directories.lock().unwrap_or_else(PoisonError::into_inner) = directories;

@@ -47,6 +47,8 @@ pub struct VolumeUnit {
     /// Why it cannot be used, for status.
     pub note: String,
     index: Volume,
+    /// What was mounted on its directories when last looked.
+    below: Vec<PathBuf>,
 }
 
 /// All directories of a cluster.
@@ -75,6 +77,7 @@ impl Volumes {
                 state: TreeState::Unknown,
                 note: String::new(),
                 index: Volume(index),
+                below: Vec::new(),
             })
             .collect();
         Self { units, ejected: false, suspect: false, cluster, state }
@@ -112,6 +115,9 @@ impl Volumes {
                 note(TreeState::Unmounted).clone_into(&mut unit.note);
                 worst = combine(worst, TreeState::Unmounted);
             }
+        }
+        for unit in &mut self.units {
+            unit.look_below();
         }
         worst
     }
@@ -178,6 +184,30 @@ impl Volumes {
                 tracing::warn!(path = %unit.path.display(), errno = errno.0, "unmount");
             }
         }
+    }
+}
+
+impl VolumeUnit {
+    /// What somebody mounted on a directory of the mirror is seen and used, and on this node only: said once.
+    fn look_below(&mut self) {
+        let below = self.mount.as_ref().map(Mount::mounted_below).unwrap_or_default();
+        if below == self.below {
+            return;
+        }
+        self.below = below;
+        if let Some(first) = self.below.first() {
+            tracing::warn!(
+                path = %self.path.display(), below = %first.display(), count = self.below.len(), error_code = codes::FS_BELOW.id,
+                "mounted on a directory of the mirror; what is written there is not replicated"
+            );
+        }
+    }
+
+    /// The note and what is mounted below, for status.
+    pub fn notes(&self) -> String {
+        let Some(first) = self.below.first() else { return self.note.clone() };
+        let mounted = format!("mounted below and not replicated: {}", first.display());
+        if self.note.is_empty() { mounted } else { format!("{}; {mounted}", self.note) }
     }
 }
 
