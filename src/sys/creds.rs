@@ -6,6 +6,9 @@
 //! Permission was already checked by the mount's kernel (`default_permissions`) with the caller's
 //! full groups, so the thread keeps the capabilities that bypass checks; it gives up CAP_FSETID,
 //! which would keep setgid bits the caller may not set.
+//!
+//! [`obey_limits`] and [`Room`] are about room: with CAP_SYS_RESOURCE, or as root, a user's data would go past a
+//! hard quota and into the blocks reserved for root.
 
 use super::errno::check;
 use crate::ports::Errno;
@@ -16,6 +19,8 @@ use std::marker::PhantomData;
 const CAP_VERSION: u32 = 0x2008_0522;
 /// CAP_FSETID (linux/capability.h).
 const CAP_FSETID: u32 = 4;
+/// CAP_SYS_RESOURCE (linux/capability.h).
+const CAP_SYS_RESOURCE: u32 = 24;
 
 #[repr(C)]
 struct CapHeader {
@@ -33,6 +38,60 @@ struct CapData {
 
 thread_local! {
     static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+    static BOUNDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From here on this thread keeps to quotas and reserved blocks (or not): what it writes is an ordinary
+/// user's. It stays so until the next call; a call that changes nothing costs nothing.
+pub fn obey_limits(bounded: bool) -> Result<(), Errno> {
+    if BOUNDED.get() == bounded {
+        return Ok(());
+    }
+    set_effective(|own| {
+        let bit = 1 << CAP_SYS_RESOURCE;
+        if bounded { own.effective & !bit } else { own.effective | (own.permitted & bit) }
+    })?;
+    BOUNDED.set(bounded);
+    Ok(())
+}
+
+/// While it lives, this thread takes blocks as the user does. Nothing may be opened meanwhile: root's rights
+/// to files are gone. Costs two system calls for an ordinary user, none for root.
+#[derive(Debug)]
+pub struct Room {
+    ordinary: bool,
+    _thread: PhantomData<*const ()>,
+}
+
+impl Room {
+    /// As `uid`.
+    pub fn of(uid: u32) -> Self {
+        let ordinary = uid != 0;
+        if ordinary {
+            set_fsuid(uid);
+        }
+        Self { ordinary, _thread: PhantomData }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.ordinary {
+            // The kernel gives the file-system capabilities back with it.
+            set_fsuid(0);
+        }
+    }
+}
+
+/// Changes the effective capabilities of this thread; those above 31 stay as they are.
+fn set_effective(new: impl FnOnce(CapData) -> u32) -> Result<(), Errno> {
+    let header = CapHeader { version: CAP_VERSION, pid: 0 };
+    let mut data = [CapData::default(); 2];
+    // SAFETY: version 3 reads and writes exactly two CapData.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) } as i32)?;
+    data[0].effective = new(data[0]);
+    // SAFETY: version 3 reads exactly two CapData.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) } as i32).map(drop)
 }
 
 /// Sets this thread's umask for the objects it makes next; other threads keep theirs.
@@ -73,18 +132,11 @@ fn set_groups(groups: &[u32]) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) } as i32).map(drop)
 }
 
-/// Effective = permitted, without CAP_FSETID.
+/// What a change of the user took, without CAP_FSETID; the thread's limits stay what they are. All file-system
+/// capabilities are below 32.
 fn keep_capabilities() -> Result<(), Errno> {
-    let header = CapHeader { version: CAP_VERSION, pid: 0 };
-    let mut data = [CapData::default(); 2];
-    // SAFETY: version 3 reads and writes exactly two CapData.
-    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, data.as_mut_ptr()) } as i32)?;
-    for d in &mut data {
-        d.effective = d.permitted;
-    }
-    data[0].effective &= !(1 << CAP_FSETID);
-    // SAFETY: version 3 reads exactly two CapData.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) } as i32).map(drop)
+    let bounded = if BOUNDED.get() { 1 << CAP_SYS_RESOURCE } else { 0 };
+    set_effective(|own| own.permitted & !(1 << CAP_FSETID) & !bounded)
 }
 
 impl Acting {

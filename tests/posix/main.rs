@@ -9,6 +9,7 @@ mod fsx;
 mod kernel;
 mod mapping;
 mod roles;
+mod room;
 mod rude;
 #[path = "../skip/mod.rs"]
 mod skip;

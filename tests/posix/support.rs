@@ -41,6 +41,17 @@ impl Mounted {
         let tmp = tempfile::tempdir().expect("temporary directory");
         let dir = tmp.path().canonicalize().expect("canonical").join("dir");
         std::fs::create_dir(&dir).expect("mkdir");
+        Self::over(tmp, dir, replicator, options, descriptors)
+    }
+
+    /// Over a directory that is there already, `tmp`'s or below something mounted in it.
+    pub fn over(
+        tmp: tempfile::TempDir,
+        dir: PathBuf,
+        replicator: impl FnOnce(&Arc<Tree>) -> Arc<dyn Replicator>,
+        options: Options,
+        descriptors: Arc<Descriptors>,
+    ) -> Self {
         let backing = Backing::open(&dir).expect("open backing");
         let tree = Arc::new(Tree::with_descriptors(Volume(0), backing, descriptors));
         let mount = Mount::with_options(Arc::clone(&tree), replicator(&tree), &dir, options);

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Until a guest's shell answers; about 25 s on an idle machine.
-const BOOT: Duration = Duration::from_secs(300);
+pub const BOOT: Duration = Duration::from_secs(600);
 
 /// What a command printed, and its exit status.
 #[derive(Debug)]

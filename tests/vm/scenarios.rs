@@ -1,6 +1,6 @@
 //! What happens to whole machines.
 
-use crate::guest::Guest;
+use crate::guest::{BOOT, Guest};
 use crate::pair::{LONG, World, ready, role};
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ fn reboot_of_the_primary_is_a_hand_over() {
     b.until("it takes over", &role("ALONE"), LONG);
     let events = b.sh("skc events");
     assert!(!events.contains("silent for"), "nobody waited for silence: {events}");
-    a.ready(Duration::from_secs(300));
+    a.ready(BOOT);
     let acked: u64 = a.sh("cat /root/acked").trim().parse().expect("a number");
     a.until("it comes back as standby", &ready("SECOND"), LONG);
     b.until("it has its standby", &role("PRIM"), LONG);

@@ -7,6 +7,7 @@ use crate::fuse::abi::{self, LseekOut, OpenOut, ReadIn, WriteIn, WriteOut};
 use crate::fuse::init::MAX_WRITE;
 use crate::ports::{Admission, Errno, LocalSync};
 use crate::proto::FsOp;
+use crate::sys::creds::Room;
 use crate::sys::file::{self, Stat};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -69,7 +70,12 @@ impl MirrorFs {
         if open.append && file::stat(open.fd.as_fd())?.size != a.offset {
             return Err(errno(libc::EPERM));
         }
-        let len = file::pwrite(open.fd.as_fd(), data, a.offset)?;
+        let len = {
+            // Whose page this was nobody knows any more; it has to go somewhere.
+            let cached = a.write_flags & abi::WRITE_CACHE != 0;
+            let _room = Self::room(if cached { 0 } else { r.header.uid }, &open)?;
+            file::pwrite(open.fd.as_fd(), data, a.offset)?
+        };
         let stat = self.stat_after(&open);
         let kill = a.write_flags & abi::WRITE_KILL_SUIDGID != 0;
         let clear = if kill { Self::kill_privileges(open.fd.as_fd(), &stat) } else { None };
@@ -86,6 +92,14 @@ impl MirrorFs {
             self.replicator.submit(ticket, self.tree.volume, &op, bulk, reply);
         }
         Ok(())
+    }
+
+    /// Blocks are taken as `uid` takes them. Not in a file with suid or sgid: the file system would clear them by
+    /// itself for an ordinary user, also where the write then fails, and the standby would not hear of it.
+    fn room(uid: u32, open: &OpenFile) -> Result<Room, Errno> {
+        let privileged = |stat: Stat| stat.mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        let as_root = uid == 0 || privileged(file::stat(open.fd.as_fd())?);
+        Ok(Room::of(if as_root { 0 } else { uid }))
     }
 
     /// The attributes after a successful change of data.
@@ -113,7 +127,11 @@ impl MirrorFs {
         let _ns = self.tree.ns_shared();
         let _stripe = self.tree.stripe(open.id);
         let size_before = file::stat(open.fd.as_fd())?.size;
-        if let Err(errno) = file::fallocate(open.fd.as_fd(), a.mode, a.offset, a.length) {
+        let allocated = {
+            let _room = Self::room(r.header.uid, &open)?;
+            file::fallocate(open.fd.as_fd(), a.mode, a.offset, a.length)
+        };
+        if let Err(errno) = allocated {
             if may_have_zeroed(a.mode, errno) {
                 self.spoil("zeroing a range failed half-way");
             }
@@ -165,7 +183,10 @@ impl MirrorFs {
         let _ns = self.tree.ns_shared();
         let _stripe = self.tree.stripe(to.id);
         let len = a.len.min(u64::from(MAX_WRITE)) as usize;
-        let copied = file::copy_range(from.fd.as_fd(), a.off_in, to.fd.as_fd(), a.off_out, len)?;
+        let copied = {
+            let _room = Self::room(r.header.uid, &to)?;
+            file::copy_range(from.fd.as_fd(), a.off_in, to.fd.as_fd(), a.off_out, len)?
+        };
         let body = WriteOut { size: copied as u32, padding: 0 };
         if copied == 0 {
             return self.reply(r, &body);

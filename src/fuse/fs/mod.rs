@@ -26,7 +26,7 @@ use super::init::InitValues;
 use crate::ports::{Admission, Errno, Gate, PendingReply, Replicator, ReplySink, Ticket};
 use crate::proto::FileId;
 use crate::proto::fsop::Time;
-use crate::sys::file;
+use crate::sys::{creds, file};
 use crate::tree::Tree;
 use handles::{Handles, OpenDir, OpenFile};
 use request::Request;
@@ -156,6 +156,10 @@ impl MirrorFs {
     }
 
     fn run(&self, r: &mut Request<'_>, scratch: &mut Scratch) -> Outcome {
+        if mutates(r.header.opcode) {
+            // A page that is written back later is nobody's.
+            creds::obey_limits(r.header.uid != 0 && r.header.uid != u32::MAX)?;
+        }
         match r.header.opcode {
             op::WRITE => self.write(r),
             op::READ => self.read(r, scratch),
