@@ -33,6 +33,6 @@ fn the_loops_run_on_a_bare_directory() {
 
 #[test]
 #[ignore = "figures need a quiet machine; run it on purpose"]
-fn bare_fuse_and_mirror() {
+fn bare_fuse_and_mirror_in_each_mode() {
     measure(&Target::ALL, 5, 100);
 }

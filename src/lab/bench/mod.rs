@@ -1,6 +1,7 @@
-//! `skc lab bench`: the bare directory, FUSE without a peer, and the mirror, alternating in one run.
+//! `skc lab bench`: the bare directory, FUSE without a peer, and the mirror in each of its modes,
+//! alternating in one run.
 //!
-//! All three are on the same disk of the same node and are reached the same way, through the
+//! All are on the same disk of the same node and are reached the same way, through the
 //! node's root as this process sees it. The reference is a TCP ping-pong of 4 KiB between the two
 //! nodes, without TLS: what the network alone costs here.
 
@@ -30,17 +31,23 @@ pub enum Target {
     Fuse,
     /// A mirrored directory, strict.
     Mirror,
+    /// Another one of the same cluster: its calls do not wait for the standby, its fdatasyncs do.
+    Commit,
+    /// A third one: nothing waits for the standby.
+    Async,
 }
 
 impl Target {
     /// In the order of the table.
-    pub const ALL: [Self; 3] = [Self::Bare, Self::Fuse, Self::Mirror];
+    pub const ALL: [Self; 5] = [Self::Bare, Self::Fuse, Self::Mirror, Self::Commit, Self::Async];
 
     fn name(self) -> &'static str {
         match self {
             Self::Bare => "bare",
             Self::Fuse => "fuse",
             Self::Mirror => "mirror",
+            Self::Commit => "commit",
+            Self::Async => "async",
         }
     }
 }
@@ -96,6 +103,8 @@ spec:
     - {name: node-b, addresses: [10.77.1.2, 10.77.2.2]}
   directories:
     - {path: /srv/mirror}
+    - {path: /srv/commit, consistency: commit}
+    - {path: /srv/async, consistency: async}
   arbitration: {ping: [10.77.1.254]}
 ";
 
@@ -116,7 +125,7 @@ fn measure(lab: &Lab, options: &Options, tell: &mut dyn FnMut(&str)) -> Result<R
         }
     }
     let mut node = Node::NodeA;
-    if options.targets.contains(&Target::Mirror) {
+    if options.targets.iter().any(|target| !matches!(target, Target::Bare | Target::Fuse)) {
         node = start_mirror(lab)?;
     }
     if options.targets.contains(&Target::Fuse) {
