@@ -84,6 +84,7 @@ fn samples() -> Vec<(Kind, Vec<u8>)> {
         FsOp::Fallocate { id: FileId(3), mode: 3, offset: 1, length: 2, mtime: (1, 2) },
         FsOp::SetFlags { id: FileId(3), flags: 0x10 },
         FsOp::Fsync { id: FileId(3), data_only: true },
+        FsOp::SyncFs,
     ];
     for op in &ops {
         let by_ref = OpFrameRef { volume: Volume(1), sync: true, op };

@@ -189,6 +189,7 @@ codes! {
     ADOPT_NODE = "SKC-E7026", "The named source is no node of the cluster";
     GUARD_TOMBSTONE = "SKC-E7027", "The guard does not take what it must know";
     OPERATE_SLOW = "SKC-E7028", "The operation is not done in time";
+    SYNC_FAILED = "SKC-E7029", "Not everything is known to be durable";
     CLI_ROOT = "SKC-E7030", "This needs root";
     CLI_CONFIRM = "SKC-E7031", "The operation was not confirmed";
     CLI_UNKNOWN_TOPIC = "SKC-E7032", "There is no such code or condition";

@@ -68,6 +68,8 @@ enum Command {
     Pause(operate::Args),
     /// Take automatic decisions up again
     Resume(operate::Args),
+    /// Make everything that was written durable on both nodes
+    Sync(operate::Args),
     /// Unmount and leave plain directories (after stop)
     Eject(operate::Args),
     /// The node daemon: starts its guard, reconciles this node towards its specs
@@ -113,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Adopt(args) => operate::adopt(args),
         Command::Pause(args) => operate::run(args, Action::Pause),
         Command::Resume(args) => operate::run(args, Action::Resume),
+        Command::Sync(args) => operate::sync(&args),
         Command::Eject(args) => operate::run(args, Action::Eject),
         Command::Agent(args) => agent::run(args),
         Command::Demo(args) => demo::run(args),

@@ -57,6 +57,11 @@ pub fn run(args: Args, action: Action) -> ExitCode {
     go(&args, action, question)
 }
 
+/// `skc sync`: makes everything that was written durable on both nodes.
+pub fn sync(args: &Args) -> ExitCode {
+    finish(args, &Request::Sync { cluster: args.cluster.clone() })
+}
+
 /// `skc promote [--force]`.
 pub fn promote(args: ForceArgs) -> ExitCode {
     let question = args.force.then_some(
@@ -83,8 +88,11 @@ fn go(args: &Args, action: Action, question: Option<&str>) -> ExitCode {
     {
         return code;
     }
-    let request = Request::Operate { cluster: args.cluster.clone(), action };
-    match call(&args.connection, &request, Duration::from_secs(args.wait)) {
+    finish(args, &Request::Operate { cluster: args.cluster.clone(), action })
+}
+
+fn finish(args: &Args, request: &Request) -> ExitCode {
+    match call(&args.connection, request, Duration::from_secs(args.wait)) {
         Ok(value) => {
             if args.output == Output::Human {
                 outln!("{}", value["text"].as_str().unwrap_or("done"));

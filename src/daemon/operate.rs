@@ -4,9 +4,10 @@ use super::node::{Node, may_remove};
 use super::{specs, status};
 use crate::api::types::Reason;
 use crate::api::{Action, Agent, ApiError, Request};
-use crate::base::ClusterId;
+use crate::base::{ClusterId, codes};
 use crate::bus::{Fact, Item};
 use crate::engine::{OperatorCommand, OperatorResult, Role};
+use crate::replica::primary::Synced;
 use crate::store::events::EventLog;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -21,6 +22,9 @@ use tokio::sync::mpsc;
 const OPERATE_LIMIT: Duration = Duration::from_secs(600);
 /// Longest wait for an unmount; what cannot be unmounted in order is detached, which takes no disk.
 const EJECT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Longest sync of everything: as long as the decision core gives a machine's worth of dirty pages.
+const SYNC_LIMIT: Duration = Duration::from_millis(crate::engine::timers::SYNC_MAX);
 
 /// How long `delete` waits for the other node to say that it has stopped: several heartbeats.
 const WORD_LIMIT: Duration = Duration::from_secs(1);
@@ -46,7 +50,7 @@ impl Agent for Api {
                 Request::Operate { cluster, action } => {
                     to_its_end(operate(node, ClusterId(cluster), action, more)).await
                 }
-                Request::Sync { .. } => Err(not_yet("skc sync")),
+                Request::Sync { cluster } => to_its_end(sync(node, ClusterId(cluster))).await,
                 Request::Events { follow, last, failover } => {
                     events(&node, Wanted { follow, last, failover }, more).await
                 }
@@ -64,8 +68,23 @@ async fn to_its_end(
     })
 }
 
-fn not_yet(what: &str) -> ApiError {
-    ApiError::new("SKC-E7021", format!("{what} is not yet there"), "see README, section Not yet")
+async fn sync(node: Arc<Node>, cluster: ClusterId) -> Result<Value, ApiError> {
+    let unit = node.unit(&cluster).ok_or_else(|| is_down(&node, &cluster))?;
+    let failed = |why: String, hint: String| {
+        ApiError::new(codes::SYNC_FAILED.id, format!("sync of {cluster}: {why}"), hint)
+    };
+    if !matches!(unit.core.snapshot().view.role, Role::Prim | Role::Alone) {
+        let why = format!("{} is not the primary", node.shared.name);
+        return Err(failed(why, format!("skc sync {cluster} on the node that is")));
+    }
+    let streams = unit.streams.clone();
+    let done = tokio::task::spawn_blocking(move || streams.sync_all(SYNC_LIMIT)).await;
+    let result = done.map_err(|error| failed(error.to_string(), "look at the agent's log".to_owned()))?;
+    match result {
+        Ok(Synced::Both) => Ok(json!({"both": true, "text": "durable on both nodes"})),
+        Ok(Synced::Here) => Ok(json!({"both": false, "text": "durable on this node; there is no standby"})),
+        Err(error) => Err(failed(error.to_string(), format!("skc status {cluster}"))),
+    }
 }
 
 fn show(node: &Node, cluster: Option<String>) -> Result<Value, ApiError> {

@@ -152,4 +152,6 @@ pub enum FsOp {
     SetFlags { id: FileId, flags: u32 },
     /// fsync (`data_only` = fdatasync) of a file or directory: acknowledged by its own SyncAck.
     Fsync { id: FileId, data_only: bool },
+    /// The whole volume (`skc sync`), likewise.
+    SyncFs,
 }

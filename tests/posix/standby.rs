@@ -191,7 +191,7 @@ impl Standby {
                 let own = flags::get_flags(fd.as_fd()).expect("flags");
                 flags::set_flags(fd.as_fd(), (own & !flags::TRAVELLING) | flags).expect("set flags");
             }
-            FsOp::Bind { .. } | FsOp::Forget { .. } | FsOp::Fsync { .. } => {}
+            FsOp::Bind { .. } | FsOp::Forget { .. } | FsOp::Fsync { .. } | FsOp::SyncFs => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use skc::ports::{Errno, Gate};
 use skc::proto::FsOp;
 use skc::proto::stream::{Plan, Reply};
 use skc::replica::Event;
-use skc::replica::primary::{EarlyWindow, Lag};
+use skc::replica::primary::{EarlyWindow, Lag, SyncError, Synced};
 use skc::spec::Consistency::{self, Async, Commit, Strict};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -414,4 +414,49 @@ fn a_hand_over_drains_what_was_answered() {
     pair.gate(Gate::Frozen);
     assert!(!pair.mirror.primary.drain(Duration::from_millis(200)));
     assert_eq!(pair.mirror.primary.position(), None);
+}
+
+#[test]
+fn skc_sync_waits_for_both_disks_in_every_mode_and_survives_a_glitch() {
+    for configured in [Strict, Commit, Async] {
+        let (mut pair, mut target) = silent(configured, WIDE);
+        write(&pair, 0);
+        let primary = pair.mirror.primary.clone();
+        let syncing = std::thread::spawn(move || primary.sync_all(LONG));
+        let sync_frame = |target: &mut FakeTarget| loop {
+            if let Got::Op(seq, FsOp::SyncFs) = target.next() {
+                return seq;
+            }
+        };
+        let seq = sync_frame(&mut target);
+        target.reply(&Reply::Ack { applied: seq });
+        until("acknowledged", || lag(&pair).frames == 0);
+        assert!(!syncing.is_finished(), "{configured:?}: acknowledged is not durable");
+        // Its answer is lost with the connection.
+        drop(target);
+        pair.event("StreamDown", |_, e| matches!(e, Event::StreamDown { .. }).then_some(()));
+        pair.gate(Gate::Frozen);
+        let mut target = FakeTarget::connect(&mut pair, Plan::Replay, |from| from - 1);
+        pair.gate(Gate::Replicated(pair.epoch));
+        let seq = sync_frame(&mut target);
+        target.reply(&Reply::Ack { applied: seq });
+        assert!(!syncing.is_finished());
+        target.reply(&Reply::SyncAck { seq, errno: 0 });
+        assert_eq!(syncing.join().unwrap(), Ok(Synced::Both));
+    }
+}
+
+#[test]
+fn skc_sync_says_what_it_could_not_reach() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.mirror.create("f").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+    let sync = |pair: &Pair| pair.mirror.primary.sync_all(Duration::from_millis(300));
+    assert_eq!(pair.mirror.primary.sync_all(LONG), Ok(Synced::Both));
+    pair.gate(Gate::Frozen);
+    assert_eq!(sync(&pair), Err(SyncError::TooLong));
+    pair.gate(Gate::Alone(pair.epoch));
+    assert_eq!(pair.mirror.primary.sync_all(LONG), Ok(Synced::Here));
+    pair.gate(Gate::ReadOnly);
+    assert_eq!(sync(&pair), Err(SyncError::Failed(Errno(libc::EROFS))));
 }

@@ -14,7 +14,7 @@ use crate::failover::config::names;
 use crate::link::DataConn;
 use crate::ports::{self, Replicator};
 use crate::proto::stream;
-use crate::replica::primary::{EarlyWindow, Lag};
+use crate::replica::primary::{EarlyWindow, Lag, SyncError, Synced};
 use crate::replica::{self, Event, EventSink, Primary, Standby, StreamEnd, primary, standby};
 use crate::spec::{self, ClusterSpec, Consistency};
 use crate::tree::Tree;
@@ -396,6 +396,12 @@ impl Streams {
     /// Waits until everything submitted is acknowledged. Blocking.
     pub fn drain(&self) -> bool {
         self.sides.get().is_none_or(|sides| sides.primary.drain(DRAIN_DEADLINE))
+    }
+
+    /// Everything answered so far durable, on both nodes if there is a standby. Blocking.
+    pub fn sync_all(&self, within: Duration) -> Result<Synced, SyncError> {
+        let sides = self.sides.get().ok_or(SyncError::Failed(ports::Errno(libc::ENODEV)))?;
+        sides.primary.sync_all(within)
     }
 
     /// Figures for status.

@@ -554,7 +554,8 @@ impl Core {
         let again: Vec<_> =
             self.syncs.iter().filter(|(_, w)| lost(w)).map(|(key, w)| (*key, w.volume, w.id)).collect();
         for (key, volume, id) in again {
-            let frame = self.encode_op(volume, true, &FsOp::Fsync { id, data_only: false }, &[])?;
+            let op = id.map_or(FsOp::SyncFs, |id| FsOp::Fsync { id, data_only: false });
+            let frame = self.encode_op(volume, true, &op, &[])?;
             let seq = self.push(frame, None);
             if let Some(wait) = self.syncs.get_mut(&key) {
                 wait.remote_seq = seq;
@@ -593,11 +594,11 @@ fn op_uses(op: &FsOp) -> [Option<FileId>; 2] {
         | FsOp::Fallocate { id, .. }
         | FsOp::SetFlags { id, .. }
         | FsOp::Fsync { id, .. } => [Some(*id), None],
-        FsOp::Forget { .. } => [None, None],
+        FsOp::Forget { .. } | FsOp::SyncFs => [None, None],
     }
 }
 
-/// The object an fsync or synchronous write is about.
+/// The object an fsync or synchronous write is about; `None`: all of the volume.
 pub(super) fn subject(op: &FsOp) -> Option<FileId> {
     op_uses(op).into_iter().flatten().next()
 }

@@ -15,6 +15,7 @@
 mod conn;
 mod core;
 mod park;
+mod whole;
 
 use self::core::{Answer, Core, Early, Outcome, Submitted, Window};
 use crate::base::{ClusterId, Epoch, Generation, Volume};
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 pub use self::core::EarlyWindow;
 pub use conn::ConnectError;
 pub(crate) use conn::describe as conn_describe;
+pub use whole::{SyncError, Synced};
 
 /// Limits of one cluster's sending side.
 #[derive(Debug, Clone)]
@@ -511,7 +513,7 @@ impl Replicator for Primary {
         let Some(tree) = inner.tree(volume) else { return reply.err(Errno(libc::EIO)) };
         match gate {
             Gate::Alone(_) => {
-                if !matches!(op, FsOp::Fsync { .. }) {
+                if !matches!(op, FsOp::Fsync { .. } | FsOp::SyncFs) {
                     inner.submit_alone(tree, op, bulk);
                 }
                 inner.on_pool(local, |_, result| answer(reply, result));
@@ -520,8 +522,7 @@ impl Replicator for Primary {
                 let mut core = lock(&inner.core);
                 match core.submit_sync(tree, op, bulk) {
                     Ok(at @ (Submitted::At(_) | Submitted::Early(_))) => {
-                        let id = core::subject(op).unwrap_or(FileId::ROOT);
-                        let key = core.expect_sync(&at, volume, id, reply);
+                        let key = core.expect_sync(&at, volume, core::subject(op), reply);
                         drop(core);
                         inner.on_pool(local, move |me, result| {
                             let mut out = Outcome::default();

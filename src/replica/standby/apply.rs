@@ -226,7 +226,10 @@ impl Apply {
     fn sync(&mut self, v: usize, op: &FsOp) {
         let seq = self.seq;
         let data_only = matches!(op, FsOp::Fsync { data_only: true, .. });
-        let sync = ops::inode_of(op).map(|id| self.tables[v].for_sync(id));
+        let sync = match op {
+            FsOp::SyncFs => Some(Ok(self.tables[v].for_sync_of_all())),
+            op => ops::inode_of(op).map(|id| self.tables[v].for_sync(id)),
+        };
         let (shared, writer, epoch) = (Arc::clone(&self.shared), Arc::clone(&self.writer), self.epoch);
         let id = shared.syncs.begin();
         self.shared.pool.run(Box::new(move || {

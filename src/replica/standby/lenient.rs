@@ -84,7 +84,7 @@ impl Apply {
             return Err(failed);
         }
         match op {
-            FsOp::Bind { .. } | FsOp::Forget { .. } | FsOp::Fsync { .. } => {}
+            FsOp::Bind { .. } | FsOp::Forget { .. } | FsOp::Fsync { .. } | FsOp::SyncFs => {}
             FsOp::Make { parent, name, .. } | FsOp::Symlink { parent, name, .. } => {
                 if self.again(v, op, bulk, *parent, name, &[*parent])? {
                     self.after(v, op, &moved);

@@ -186,7 +186,8 @@ impl Table {
             | FsOp::RemoveXattr { .. }
             | FsOp::Fallocate { .. }
             | FsOp::SetFlags { .. }
-            | FsOp::Fsync { .. } => self.apply_locked(op, bulk),
+            | FsOp::Fsync { .. }
+            | FsOp::SyncFs => self.apply_locked(op, bulk),
         }
     }
 
@@ -300,5 +301,6 @@ pub(super) fn name_of(op: &FsOp) -> &'static str {
         FsOp::Fallocate { .. } => "fallocate",
         FsOp::SetFlags { .. } => "setflags",
         FsOp::Fsync { .. } => "fsync",
+        FsOp::SyncFs => "sync",
     }
 }

@@ -325,8 +325,7 @@ impl Table {
         let handle = self.reachable(id)?.handle;
         let synced = self.synced.load(Ordering::Acquire);
         if self.closed_all > synced || self.closed.get(&handle).is_some_and(|tick| *tick > synced) {
-            let (tree, synced) = (Arc::clone(&self.tree), Arc::clone(&self.synced));
-            return Ok(Sync::Volume(VolumeSync { tree, tick: self.tick, synced }));
+            return Ok(self.for_sync_of_all());
         }
         match self.open(id) {
             Ok(fd) => {
@@ -338,6 +337,12 @@ impl Table {
             Err(Errno(libc::EISDIR)) => self.tree.backing.open_dir(&handle).map(Arc::new).map(Sync::Object),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// What a sync of the whole volume has to do.
+    pub fn for_sync_of_all(&self) -> Sync {
+        let (tree, synced) = (Arc::clone(&self.tree), Arc::clone(&self.synced));
+        Sync::Volume(VolumeSync { tree, tick: self.tick, synced })
     }
 
     pub fn len(&self) -> usize {

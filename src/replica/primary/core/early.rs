@@ -149,7 +149,10 @@ impl Core {
 
     /// Enters an operation that must be durable: on both nodes, or in an `async` directory on this one.
     pub fn submit_sync(&mut self, tree: &Tree, op: &FsOp, bulk: &[u8]) -> Result<Submitted, CoreError> {
-        let local = self.early.mode(tree.volume) == Consistency::Async && self.has_room_for(bulk.len());
+        // `skc sync` asks for both nodes, whatever the mode.
+        let local = self.early.mode(tree.volume) == Consistency::Async
+            && *op != FsOp::SyncFs
+            && self.has_room_for(bulk.len());
         if !local {
             return self.submit(tree, true, op, bulk, Answer::Acknowledged, &mut None);
         }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 /// An fsync that waits for both halves.
 pub(super) struct SyncWait {
     pub(super) volume: Volume,
-    pub(super) id: FileId,
+    /// `None`: the whole volume.
+    pub(super) id: Option<FileId>,
     pub(super) reply: PendingReply,
     pub(super) local: Option<Result<(), Errno>>,
     pub(super) remote: bool,
@@ -30,7 +31,7 @@ impl Core {
         &mut self,
         at: &Submitted,
         volume: Volume,
-        id: FileId,
+        id: Option<FileId>,
         reply: PendingReply,
     ) -> SyncKey {
         let key = SyncKey(self.next_sync);
