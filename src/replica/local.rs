@@ -66,7 +66,32 @@ pub fn xattrs_of(path: BorrowedFd<'_>) -> Result<Vec<Xattr>, Errno> {
 }
 
 /// The parts of [from, to) that are not holes. A file system without SEEK_DATA has one part.
+///
+/// A page that was read from a preallocated block passes for data as long as it is cached, on this node only. So
+/// where data is found in such blocks it is written back: what is data stands in written blocks then.
 pub fn data_ranges(fd: BorrowedFd<'_>, from: u64, to: u64) -> Result<Vec<(u64, u64)>, Errno> {
+    let data = seek_ranges(fd, from, to)?;
+    let (Some(first), Some(last)) = (data.first(), data.last()) else { return Ok(data) };
+    let (start, end) = (first.0, last.1);
+    let doubtful = file::unwritten(fd, start, end)?;
+    if doubtful.iter().all(|&range| overlap(&data, range).is_empty()) {
+        return Ok(data);
+    }
+    for &(a, b) in &doubtful {
+        file::write_back(fd, a, b)?;
+    }
+    let holes = file::unwritten(fd, start, end)?;
+    Ok(gaps(&holes, start, end).into_iter().flat_map(|written| overlap(&data, written)).collect())
+}
+
+/// What `ranges` (sorted) and `range` have in common.
+fn overlap(ranges: &[(u64, u64)], range: (u64, u64)) -> Vec<(u64, u64)> {
+    let cut = ranges.iter().map(|&(start, end)| (start.max(range.0), end.min(range.1)));
+    cut.filter(|(start, end)| start < end).collect()
+}
+
+/// What SEEK_DATA says.
+fn seek_ranges(fd: BorrowedFd<'_>, from: u64, to: u64) -> Result<Vec<(u64, u64)>, Errno> {
     let mut out = Vec::new();
     let mut at = from;
     while at < to {

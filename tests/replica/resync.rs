@@ -87,6 +87,24 @@ fn holes_travel_as_holes() {
     pair.assert_equal();
 }
 
+/// A page that was read from a preallocated block passes for data as long as it is cached.
+#[test]
+fn preallocated_blocks_stay_holes_though_their_pages_are_cached() {
+    use skc::sys::file;
+    use std::os::fd::AsFd;
+    let mut pair = Pair::new();
+    let path = pair.a.path().join("f");
+    let file = fs::File::create(&path).unwrap();
+    if file::fallocate(file.as_fd(), 0, 0, 40 * 4096).is_err() {
+        return;
+    }
+    file.write_all_at(&[1; 4096], 20 * 4096).unwrap();
+    file.sync_all().unwrap();
+    fs::read(&path).unwrap();
+    pair.ready();
+    pair.assert_equal();
+}
+
 #[test]
 fn a_hole_at_the_end_frees_the_block_that_the_end_cuts() {
     let mut pair = Pair::new();

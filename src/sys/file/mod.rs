@@ -6,6 +6,7 @@
 
 mod attr;
 mod dir;
+mod extent;
 pub mod flags;
 mod io;
 mod name;
@@ -14,6 +15,7 @@ mod xattr;
 
 pub use attr::{SetTime, chmod, chown, set_times, truncate};
 pub use dir::{DirEntry, Entries, read_dir};
+pub use extent::{unwritten, write_back};
 pub use io::{
     Fallocate, copy_range, data_sync, drop_cache, fallocate, pread, pwrite, seek_data, seek_hole, set_len,
     sync, sync_fs,
