@@ -68,6 +68,7 @@ fn samples() -> Vec<(Kind, Vec<u8>)> {
             flags: 1,
             dir_mtime: (1, 2),
             to_dir_mtime: (3, 4),
+            exchanged: Some([(5, 6), (7, 8)]),
         },
         FsOp::Write { id: FileId(3), offset: 4096, mtime: (1, 2), clear: Some(0o755) },
         FsOp::SetAttr {

@@ -117,6 +117,9 @@ pub enum FsOp {
         flags: u32,
         dir_mtime: Time,
         to_dir_mtime: Time,
+        /// Of RENAME_EXCHANGE: modification times of what is at (`to_parent`, `to_name`) and at (`parent`, `name`)
+        /// now. Some file systems (XFS) change those of the exchanged objects, others do not.
+        exchanged: Option<[Time; 2]>,
     },
     /// pwrite(2) of the frame's bulk bytes at `offset`. `clear` = the kernel asked to clear
     /// suid/sgid and file capabilities, `mode` is the mode afterwards.

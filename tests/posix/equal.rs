@@ -180,6 +180,20 @@ fn without_the_optional_features_the_result_is_the_same() {
     isolated(move || run(4242, 1500, !mandatory));
 }
 
+/// INIT flags that an older kernel may not have (7.45 of linux/fuse.h; the mandatory ones left out).
+const OPTIONAL: [u64; 13] = [0, 5, 13, 14, 15, 18, 22, 23, 25, 29, 34, 36, 39];
+
+#[test]
+fn each_optional_feature_may_be_missing() {
+    isolated(|| {
+        for bit in OPTIONAL {
+            run(4242 + bit, 250, 1 << bit);
+        }
+        // INIT_EXT is what the flags above 31 hang on.
+        run(4242, 250, 1 << 30 | (u64::MAX << 32));
+    });
+}
+
 #[test]
 fn concurrent_operations_reach_the_stream_in_the_order_of_their_effect() {
     isolated(|| {

@@ -140,12 +140,13 @@ impl Standby {
                 file::unlink_dir(dir.as_fd(), name).expect("rmdir");
                 Self::times(&dir, *dir_mtime);
             }
-            FsOp::Rename { parent, name, to_parent, to_name, flags, dir_mtime, to_dir_mtime } => {
+            FsOp::Rename { parent, name, to_parent, to_name, flags, dir_mtime, to_dir_mtime, exchanged } => {
                 let (dir, to) = (self.fd(s, *parent), self.fd(s, *to_parent));
                 if flags & 2 == 0 {
                     self.keep_if_last(s, &to, to_name);
                 }
                 file::rename(dir.as_fd(), name, to.as_fd(), to_name, *flags).expect("rename");
+                assert_eq!(exchanged.is_some(), flags & 2 != 0);
                 Self::times(&dir, *dir_mtime);
                 Self::times(&to, *to_dir_mtime);
             }

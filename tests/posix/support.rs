@@ -38,9 +38,20 @@ impl Mounted {
         options: Options,
         descriptors: Arc<Descriptors>,
     ) -> Self {
+        Self::prepared(replicator, options, descriptors, |_| {})
+    }
+
+    /// `prepare` gets the directory before it is opened.
+    pub fn prepared(
+        replicator: impl FnOnce(&Arc<Tree>) -> Arc<dyn Replicator>,
+        options: Options,
+        descriptors: Arc<Descriptors>,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let tmp = tempfile::tempdir().expect("temporary directory");
         let dir = tmp.path().canonicalize().expect("canonical").join("dir");
         std::fs::create_dir(&dir).expect("mkdir");
+        prepare(&dir);
         Self::over(tmp, dir, replicator, options, descriptors)
     }
 

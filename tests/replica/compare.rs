@@ -26,6 +26,14 @@ pub struct Object {
     data: Vec<(u64, u64)>,
 }
 
+impl Object {
+    /// Forgets what file systems of different types need not have alike.
+    pub fn only_what_all_have(&mut self) {
+        self.data = Vec::new();
+        self.flags = 0;
+    }
+}
+
 fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let c = CString::new(path.as_os_str().as_bytes()).unwrap();
     let mut list = vec![0u8; 1 << 16];

@@ -14,3 +14,4 @@ mod skip;
 mod support;
 mod syncs;
 mod target;
+mod unlike;

@@ -253,7 +253,15 @@ impl Mirror {
             file::rename(a.as_fd(), &name, b.as_fd(), &to_name, flags)?;
             let (dir_mtime, to_dir_mtime) = (self.mtime(parent)?, self.mtime(to_parent)?);
             let (name, to_name) = (name.clone(), to_name.clone());
-            Ok(FsOp::Rename { parent, name, to_parent, to_name, flags, dir_mtime, to_dir_mtime })
+            let exchanged = match flags {
+                libc::RENAME_EXCHANGE => {
+                    let (there, here) =
+                        (file::stat_at(b.as_fd(), &to_name)?, file::stat_at(a.as_fd(), &name)?);
+                    Some([there.mtime, here.mtime])
+                }
+                _ => None,
+            };
+            Ok(FsOp::Rename { parent, name, to_parent, to_name, flags, dir_mtime, to_dir_mtime, exchanged })
         })
     }
 

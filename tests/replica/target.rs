@@ -120,6 +120,7 @@ impl Source {
             flags: 0,
             dir_mtime: TIME,
             to_dir_mtime: TIME,
+            exchanged: None,
         };
         self.op(op, &[])
     }

@@ -121,6 +121,17 @@ impl MirrorFs {
         let replaced = Self::victim(to_dir.as_fd(), to_name)?;
         file::rename(dir.as_fd(), name, to_dir.as_fd(), to_name, flags)?;
         self.moved(&moved, replaced, (parent, name), (to_parent, to_name), flags);
+        let exchanged = (flags & libc::RENAME_EXCHANGE != 0).then(|| {
+            let mtime = |dir: BorrowedFd<'_>, name| match file::open_at(dir, name, libc::O_PATH, 0) {
+                Ok(object) => self.mtime_after(object.as_fd()),
+                Err(errno) => {
+                    tracing::error!(errno = errno.0, "looking at an exchanged object failed");
+                    self.spoil("a modification time could not be read");
+                    (0, 0)
+                }
+            };
+            [mtime(to_dir.as_fd(), to_name), mtime(dir.as_fd(), name)]
+        });
         let op = FsOp::Rename {
             parent,
             name: name.to_vec(),
@@ -129,6 +140,7 @@ impl MirrorFs {
             flags,
             dir_mtime: self.mtime_after(dir.as_fd()),
             to_dir_mtime: self.mtime_after(to_dir.as_fd()),
+            exchanged,
         };
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
         Ok(())

@@ -168,7 +168,7 @@ impl Table {
                 lost.inspect(|id| self.name_lost(*id));
                 set_mtime(dir.as_fd(), *dir_mtime)
             }
-            FsOp::Rename { parent, name, to_parent, to_name, flags, dir_mtime, to_dir_mtime } => {
+            FsOp::Rename { parent, name, to_parent, to_name, flags, dir_mtime, to_dir_mtime, exchanged } => {
                 let (from, to) = (self.dir(*parent)?, self.dir(*to_parent)?);
                 let moved = self.before_unlink(from.as_fd(), name);
                 let lost = self.before_unlink(to.as_fd(), to_name);
@@ -176,6 +176,12 @@ impl Table {
                 // Two names of one object: rename(2) does nothing.
                 if *flags & RENAME_EXCHANGE == 0 && lost != moved {
                     lost.inspect(|id| self.name_lost(*id));
+                }
+                if let Some([there, here]) = exchanged {
+                    for (dir, name, mtime) in [(&to, to_name, there), (&from, name, here)] {
+                        let object = file::open_at(dir.as_fd(), name, libc::O_PATH, 0);
+                        set_mtime(object.map_err(at("open exchanged"))?.as_fd(), *mtime)?;
+                    }
                 }
                 set_mtime(from.as_fd(), *dir_mtime)?;
                 set_mtime(to.as_fd(), *to_dir_mtime)
