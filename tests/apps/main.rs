@@ -25,7 +25,7 @@ const CUTS: u64 = 40;
 /// The cut falls into this time after the clients have got on.
 const WINDOW: Duration = Duration::from_millis(300);
 /// Longest time of one cut with everything around it.
-const CUT_LIMIT: Duration = Duration::from_secs(120);
+const CUT_LIMIT: Duration = Duration::from_secs(300);
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))

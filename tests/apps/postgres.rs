@@ -13,8 +13,8 @@ const CLIENTS: u64 = 4;
 const LEAST: u64 = 100;
 /// Where the server listens: a directory of the node's own.
 const SOCKET: &str = "/run/pg";
-/// Longest run of one of its programs.
-const LIMIT: Duration = Duration::from_secs(60);
+/// Longest run of one of its programs: initdb makes a thousand files, on a machine that builds something else.
+const LIMIT: Duration = Duration::from_secs(240);
 
 /// Programs that are needed.
 const PROGRAMS: [&str; 6] = ["initdb", "pg_ctl", "psql", "pgbench", "pg_amcheck", "pg_checksums"];

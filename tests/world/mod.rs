@@ -114,17 +114,14 @@ impl World {
     /// Waits until the node shows all of these at once.
     #[track_caller]
     pub fn wait(&self, node: Node, conditions: &[&str]) {
-        let parsed: Vec<Condition> =
-            conditions.iter().map(|text| text.parse().expect("a condition")).collect();
-        if let Err(error) = self.lab.wait(node, Some(CLUSTER), &parsed, SETTLE) {
-            panic!("{error}");
-        }
+        let met = wait_for(SETTLE, || self.is(node, conditions).then_some(()));
+        assert!(met.is_some(), "{conditions:?} at {node} within {SETTLE:?}: {}", self.status(node));
     }
 
     /// Waits for one node PRIM Ready, the other SECOND Ready UpToDate; returns the primary.
     #[track_caller]
     pub fn settled(&self) -> Node {
-        let found = poll(SETTLE, || {
+        let found = wait_for(SETTLE, || {
             Node::PAIR.into_iter().find(|node| {
                 self.is(*node, &["PRIM", "Ready", "vip"])
                     && node.peer().is_some_and(|peer| self.is(peer, &["SECOND", "Ready", "UpToDate"]))
@@ -177,6 +174,18 @@ impl Drop for World {
             eprintln!("cleaning up {}: {error}", self.lab.name());
         }
         self.done.store(true, Ordering::Release);
+    }
+}
+
+/// Asks `check` at a pace that leaves the machine to the nodes: every question is a process.
+fn wait_for<T>(limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + limit;
+    loop {
+        let found = check();
+        if found.is_some() || Instant::now() >= end {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
