@@ -281,3 +281,30 @@ fn every_page_belongs_to_a_code_or_condition() {
     assert_eq!(pages.len() - orphans.len(), known.len(), "every entry has its page");
     report("pages without an entry in src/base/codes.rs:", &orphans);
 }
+
+/// `path::function` in backquotes, in a page that promises something.
+#[test]
+fn every_test_that_a_promise_names_is_there() {
+    let mut offenders = Vec::new();
+    for page in ["src/docs/guarantees.md", "src/docs/limits.md", "src/docs/posix.md"] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        let mut named = 0;
+        for (n, line) in text.lines().enumerate() {
+            // Every other piece stands between backquotes.
+            for (file, test) in line.split('`').skip(1).step_by(2).filter_map(|code| code.split_once(".rs::"))
+            {
+                named += 1;
+                let source = fs::read_to_string(root().join(format!("{file}.rs"))).unwrap_or_default();
+                let is_test = source.split("#[test]").skip(1).any(|rest| {
+                    let head = rest.split('{').next().unwrap_or("");
+                    head.contains(&format!("fn {test}("))
+                });
+                if !is_test {
+                    offenders.push(format!("{page}:{}: {file}.rs has no test {test}", n + 1));
+                }
+            }
+        }
+        assert!(named > 0 || page != "src/docs/guarantees.md", "{page} names no test");
+    }
+    report("tests that a page of promises names and that are not there:", &offenders);
+}

@@ -8,6 +8,7 @@ use crate::lab::wait::{Condition, Part};
 use crate::lab::{Kill, Lab, LabError, Link, Node, Result};
 use crate::lab::{bench, compare};
 use clap::Subcommand;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -284,6 +285,13 @@ fn verb(args: Args) -> Result<ExitCode> {
 
 fn compare(lab: &Lab, path: &str, output: Output) -> Result<ExitCode> {
     let [a, b] = Node::PAIR.map(|node| lab.backing(node, path));
+    for root in [&a, &b] {
+        // Blocks whose zeroing is still in a journal count as data for as long as their pages cannot be dropped.
+        let synced = std::fs::File::open(root).and_then(|dir| {
+            crate::sys::file::sync_fs(dir.as_fd()).map_err(|e| std::io::Error::from_raw_os_error(e.0))
+        });
+        synced.map_err(|source| LabError::Io { op: "sync", path: root.clone(), source })?;
+    }
     let found = compare::trees(&a, &b).map_err(|source| LabError::Io { op: "compare", path: a, source })?;
     say(output, &serde_json::json!(found), || {
         let counts =

@@ -2,8 +2,8 @@
 //! bytes, link groups, targets, device numbers, extended attributes, ACLs, inode flags, holes.
 //!
 //! An independent reader: plain `std::fs` on the backing directories, nothing shared with
-//! replication. Inode flags are compared where both trees are on file systems of one type: each type has its
-//! own. Left out by definition: `.skc` in the root, `trusted.skc.*` attributes, ctime,
+//! replication. Inode flags, and attributes of other namespaces than the common ones, are compared where both
+//! trees are on file systems of one type: each type has its own. Left out by definition: `.skc` in the root, `trusted.skc.*` attributes, ctime,
 //! btime, inode and device numbers of the file systems. The trees must be at rest.
 
 use crate::sys::inspect;
@@ -164,7 +164,9 @@ fn object(path: &Path, meta: &fs::Metadata, block: u64, flags: u32) -> io::Resul
     let own_flags = file.as_ref().or(dir.as_ref()).filter(|_| flags != 0).map(inspect::inode_flags);
     let is_device = kind.is_block_device() || kind.is_char_device();
     let mut xattrs = inspect::xattrs(path)?;
-    xattrs.retain(|name, _| !name.starts_with(HIDDEN_XATTR));
+    let common: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
+    let is_common = |name: &[u8]| common.iter().any(|prefix| name.starts_with(prefix));
+    xattrs.retain(|name, _| !name.starts_with(HIDDEN_XATTR) && (flags != 0 || is_common(name)));
     Ok(Object {
         kind: match kind {
             k if k.is_file() => "file",

@@ -29,6 +29,7 @@ pub struct Object {
 impl Object {
     /// Forgets what file systems of different types need not have alike.
     pub fn only_what_all_have(&mut self) {
+        self.xattrs.retain(|name, _| !name.starts_with(b"btrfs."));
         self.data = Vec::new();
         self.flags = 0;
     }

@@ -27,6 +27,13 @@ pub(super) fn set_mtime(fd: BorrowedFd<'_>, mtime: Time) -> Result<(), Failed> {
     flags::unlocked(fd, set).map_err(at("set times"))
 }
 
+/// An attribute of a namespace that only one type of file system has (`btrfs.compression`): a file system that
+/// refuses it stays without it.
+fn is_foreign(name: &[u8]) -> bool {
+    let common: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"system."];
+    !common.iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// Makes the xattrs exactly so.
 pub(super) fn set_xattrs(path: BorrowedFd<'_>, wanted: &[Xattr]) -> Result<(), Failed> {
     for name in local::xattr_names(path).map_err(at("list xattrs"))? {
@@ -37,6 +44,7 @@ pub(super) fn set_xattrs(path: BorrowedFd<'_>, wanted: &[Xattr]) -> Result<(), F
             Ok(()) | Err(Errno(libc::ENODATA)) => {}
             // A label that this machine's security module insists on.
             Err(Errno(libc::EPERM | libc::EACCES | libc::EOPNOTSUPP)) if name.starts_with(b"security.") => {}
+            Err(Errno(libc::EPERM | libc::EINVAL | libc::EOPNOTSUPP)) if is_foreign(&name) => {}
             Err(errno) => return Err((errno, "remove xattr")),
         }
     }
@@ -44,7 +52,10 @@ pub(super) fn set_xattrs(path: BorrowedFd<'_>, wanted: &[Xattr]) -> Result<(), F
         if file::get_xattr(path, name).is_ok_and(|own| own == **value) {
             continue;
         }
-        file::set_xattr(path, name, value, 0).map_err(at("set xattr"))?;
+        match file::set_xattr(path, name, value, 0) {
+            Err(Errno(libc::EOPNOTSUPP)) if is_foreign(name) => {}
+            other => other.map_err(at("set xattr"))?,
+        }
     }
     Ok(())
 }
@@ -239,12 +250,18 @@ impl Table {
             }
             FsOp::SetXattr { id, name, flags, mode } => {
                 let path = self.path(*id).map_err(at("open"))?;
-                file::set_xattr(path.as_fd(), name, bulk, *flags).map_err(at("set xattr"))?;
+                match file::set_xattr(path.as_fd(), name, bulk, *flags) {
+                    Err(Errno(libc::EOPNOTSUPP)) if is_foreign(name) => return Ok(()),
+                    other => other.map_err(at("set xattr"))?,
+                }
                 same_mode(path.as_fd(), name, *mode)
             }
             FsOp::RemoveXattr { id, name, mode } => {
                 let path = self.path(*id).map_err(at("open"))?;
-                file::remove_xattr(path.as_fd(), name).map_err(at("remove xattr"))?;
+                match file::remove_xattr(path.as_fd(), name) {
+                    Err(Errno(libc::EOPNOTSUPP | libc::ENODATA)) if is_foreign(name) => return Ok(()),
+                    other => other.map_err(at("remove xattr"))?,
+                }
                 same_mode(path.as_fd(), name, *mode)
             }
             FsOp::Fallocate { id, mode, offset, length, mtime } => {
