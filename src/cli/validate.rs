@@ -65,7 +65,7 @@ pub fn run(args: Args) -> ExitCode {
                 .map(|l| {
                     serde_json::json!({
                         "file": l.file, "line": l.line, "name": l.spec.metadata.name,
-                        "level": l.spec.level(), "vipLease": l.spec.vip_lease(), "digest": spec::digest(&l.spec),
+                        "level": l.spec.level(), "risks": risks(&l.spec), "vipLease": l.spec.vip_lease(), "digest": spec::digest(&l.spec),
                     })
                 })
                 .collect();
@@ -86,7 +86,7 @@ fn human(loaded: &[Loaded], findings: &Findings) -> String {
                 _ => format!(", VIP lease {}", spec.vip_lease()),
             };
             let _ = writeln!(text, "ok  {name}  ({file}): guarantee level {level:?}{lease}");
-            text.push_str(&risks(spec));
+            text.extend(risks(spec).iter().map(|risk| format!("    {risk}\n")));
         }
     } else {
         let _ = writeln!(text, "{findings}");
@@ -95,9 +95,9 @@ fn human(loaded: &[Loaded], findings: &Findings) -> String {
 }
 
 /// What the operator chose to risk.
-fn risks(spec: &ClusterSpec) -> String {
+fn risks(spec: &ClusterSpec) -> Vec<String> {
     let window = spec.spec.replication.window;
-    let mut text = String::new();
+    let mut risks = Vec::new();
     for directory in &spec.spec.directories {
         let lost = match spec.consistency(directory) {
             Consistency::Strict => continue,
@@ -106,9 +106,9 @@ fn risks(spec: &ClusterSpec) -> String {
         };
         let mode = spec.consistency(directory).word();
         let path = directory.path.display();
-        let _ = writeln!(text, "    {path}: {mode}: {lost}, at most {} or {}", window.bytes, window.age);
+        risks.push(format!("{path}: {mode}: {lost}, at most {} or {}", window.bytes, window.age));
     }
-    text
+    risks
 }
 
 fn unreadable(path: &Path, why: &str) -> Finding {
