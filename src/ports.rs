@@ -59,6 +59,17 @@ pub const REPLY_BODY_MAX: usize = 160;
 
 /// EIO, also where the C library's names are not compiled in.
 const EIO: i32 = 5;
+/// "Structure needs cleaning": the file system found itself damaged.
+const EUCLEAN: i32 = 117;
+/// A file system that met errors makes itself read-only.
+const EROFS: i32 = 30;
+
+impl Errno {
+    /// Does it speak of a disk that fails, rather than of the request?
+    pub const fn is_of_disk(self) -> bool {
+        matches!(self.0, EIO | EUCLEAN | EROFS)
+    }
+}
 
 /// A reply that waits for its acknowledgement. No allocation: the body is inline. Dropped without an
 /// answer (a panic, a defect) it answers EIO: an application must never wait for nobody.
@@ -151,6 +162,9 @@ pub trait Replicator: Send + Sync {
     /// is no longer equal and only a compare makes it so. To be called while the ticket of the failed
     /// operation is held, where there still is one.
     fn spoil(&self, volume: Volume, why: &str);
+
+    /// A request failed with an error of the disk or of its file system.
+    fn disk_failed(&self, _errno: Errno) {}
 
     /// The kernel forgot these ids.
     fn forget(&self, volume: Volume, ids: &[FileId]);

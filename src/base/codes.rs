@@ -146,6 +146,7 @@ codes! {
     FS_SPACE = "SKC-E3011", "The disk has too little room";
     FS_UNMOUNTED = "SKC-E3012", "The mirror's mount was taken away";
     FS_BELOW = "SKC-E3013", "Something is mounted below the directory";
+    FS_SICK = "SKC-E3014", "The disk does not answer, or fails again and again";
     // Replication
     REPL_APPLY = "SKC-E4001", "The standby cannot apply";
     REPL_STUCK = "SKC-E4005", "The data path does not come to rest";

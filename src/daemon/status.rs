@@ -9,7 +9,7 @@ use crate::api::types::{
     ClusterStatus, DirectoryStatus, ItemStatus, PathStatus, PeerStatus, Reason, VipStatus, WindowStatus,
     WouldFailOver,
 };
-use crate::base::{ClusterId, Mono};
+use crate::base::{ClusterId, Mono, codes};
 use crate::engine::{LiveRole, Readiness, Role};
 use crate::failover::config::names;
 use crate::link::LinkStatus;
@@ -53,6 +53,7 @@ pub fn of(node: &Node, unit: &ClusterUnit) -> ClusterStatus {
         services: unit.services.lines(&spec).into_iter().map(item).collect(),
         checkers: unit.checkers.lines(&spec).into_iter().map(item).collect(),
         reasons: reasons(view, &directories, figures.failure)
+            .chain(sick(unit))
             .chain(super::cluster::quarantine::reasons(&quarantine))
             .chain(removed(node, &unit.id))
             .chain(misfit(node, &spec))
@@ -180,6 +181,14 @@ fn reasons(
         .map(|(path, _, note)| Reason { code: "SKC-E3001".to_owned(), text: format!("{path}: {note}") });
     let failed = failure.map(|text| Reason { code: "SKC-E4001".to_owned(), text });
     core.chain(unusable).chain(failed)
+}
+
+/// The disk below the directories, and for how long it has been so.
+fn sick(unit: &ClusterUnit) -> Option<Reason> {
+    let trouble = unit.streams.health.trouble()?;
+    let text =
+        format!("the disk of this node has been sick for {} s: {}", trouble.age.as_secs(), trouble.why);
+    Some(Reason { code: codes::FS_SICK.id.to_owned(), text })
 }
 
 /// The spec names other nodes or addresses than those that are enrolled: applied before the other node

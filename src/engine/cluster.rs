@@ -59,8 +59,10 @@ pub(crate) enum Aim {
         /// Stay stopped after a reboot.
         remember: bool,
     },
-    /// Leave because the local disk is sick; wait afterwards.
+    /// Leave because the local disk fails, or the mount was taken away; wait afterwards.
     SickDisk,
+    /// Leave because the local disk hangs; wait afterwards.
+    HungDisk,
 }
 
 /// Where a hand-over stands.

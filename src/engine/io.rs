@@ -47,10 +47,12 @@ pub enum TreeState {
     Replaced,
     /// Empty although it was not: a volume that is not mounted.
     EmptyWhereNotEmpty,
-    /// Reads or writes fail or take longer than their deadline.
+    /// Reads or writes fail: what is on the disk is not known.
     DiskError,
     /// Somebody took our mount away: what was written at the path since is in no stream.
     Unmounted,
+    /// The disk does not answer. What was acknowledged is here all the same, in memory at least.
+    DiskHangs,
 }
 
 /// Can the ping witness be reached?

@@ -110,9 +110,8 @@ impl Cluster {
             TreeState::EmptyWhereNotEmpty => {
                 say("SKC-R0104", "the directory is empty although it was not: is its volume mounted?".into());
             }
-            TreeState::DiskError => {
-                say("SKC-R0105", "the disk returns errors or does not answer in time".into());
-            }
+            TreeState::DiskError => say("SKC-R0105", "the disk returns errors".into()),
+            TreeState::DiskHangs => say("SKC-R0105", "the disk does not answer".into()),
             TreeState::Unmounted => {
                 say("SKC-R0106", "somebody took the mirror's mount away; it is mounted again".into());
             }

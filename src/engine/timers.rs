@@ -44,6 +44,9 @@ pub const SYNC_MAX: Millis = 120_000;
 /// Longest drain of a hand-over where calls are answered early: the default window over a link of 5 Mbit/s. A
 /// standby that acknowledges nothing is given up sooner (`replica::primary::Config::ack_stall`).
 pub const DRAIN_EARLY: Millis = 30_000;
+/// Services of a node whose disk is sick get at most this long to stop before the role is given away all the
+/// same: what hangs in the disk cannot stop, and what fails there has no better end to come to.
+pub const SICK_STOP: Millis = 5_000;
 /// First and longest pause before an ejected standby asks to be admitted again.
 pub const READMIT: (Millis, Millis) = (2_000, 60_000);
 

@@ -131,6 +131,11 @@ pub enum Event {
         /// Positive errno.
         errno: i32,
     },
+    /// The local disk failed a request of the mount (the application saw the error).
+    LocalFailed {
+        /// Positive errno.
+        errno: i32,
+    },
 }
 
 /// Where events go. Called from replication threads, sometimes with stream locks held: it must only

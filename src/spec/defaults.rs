@@ -71,6 +71,12 @@ pub fn fall() -> u16 {
     3
 }
 
+/// Half of what the kernel gives a SCSI command before it resets the device (30 s), and beyond what a disk
+/// under the load of a whole machine was seen to need for one small fdatasync (design 0002).
+pub fn disk_timeout() -> Timespan {
+    Timespan::from_secs(15)
+}
+
 /// See [`super::ClusterSpec::vip_lease`]. The one formula: the decision core counts with it, too.
 pub fn vip_lease(heartbeat_timeout: Timespan) -> Timespan {
     Timespan::from_secs(heartbeat_timeout.as_millis().div_ceil(1_000)).max(limits::VIP_LEASE_MIN)
@@ -83,6 +89,7 @@ impl Default for Replication {
             window: Window::default(),
             range: range(),
             resync_bandwidth: Rate::Adaptive,
+            disk_timeout: disk_timeout(),
         }
     }
 }

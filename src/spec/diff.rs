@@ -156,7 +156,7 @@ fn effect(path: &Path) -> Effect {
     match keys.as_slice() {
         // Waiting times and limits are read anew each time they are used; each call follows the consistency in
         // force when it enters the stream.
-        ["spec", "replication", "resyncBandwidth" | "consistency" | "window", ..]
+        ["spec", "replication", "resyncBandwidth" | "diskTimeout" | "consistency" | "window", ..]
         | ["spec", "directories", _, "consistency"]
         | ["spec", "services", _, "startTimeout" | "stopTimeout" | "statusInterval"] => Effect::InPlace,
         // Who and what is mirrored, the unit in which dirty maps are counted, and addresses, which move

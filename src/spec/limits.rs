@@ -59,6 +59,11 @@ pub const HEARTBEAT_INTERVAL_MIN: Timespan = Timespan::from_millis(20);
 /// Longest: what fits the longest timeout.
 pub const HEARTBEAT_INTERVAL_MAX: Timespan =
     Timespan::from_millis(HEARTBEAT_TIMEOUT_MAX.as_millis() / BEATS_PER_TIMEOUT);
+/// Shortest `replication.diskTimeout`: below, the write cache of a disk that is emptied looks like a fault.
+pub const DISK_TIMEOUT_MIN: Timespan = Timespan::from_secs(2);
+/// Longest: the kernel itself calls a task hung after two minutes (`hung_task_timeout_secs`); past twice of
+/// that nobody waits for a disk.
+pub const DISK_TIMEOUT_MAX: Timespan = Timespan::from_secs(240);
 /// Shortest lease of a virtual IP: the kernel counts the lifetime of an address in whole seconds.
 pub const VIP_LEASE_MIN: Timespan = Timespan::from_secs(1);
 /// Restarts that may be allowed within the window: each is remembered, and a higher limit would let a

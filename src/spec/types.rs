@@ -204,6 +204,14 @@ pub struct Replication {
     #[serde(default)]
     #[schemars(extend("x-skc-min" = "1MiB/s"))]
     pub resync_bandwidth: Rate,
+    /// A disk that does not answer for this long is sick: the primary hands over, the standby is ejected.
+    /// Default: 15s.
+    #[serde(default = "defaults::disk_timeout")]
+    #[schemars(extend(
+        "x-skc-min" = limits::DISK_TIMEOUT_MIN.to_string(),
+        "x-skc-max" = limits::DISK_TIMEOUT_MAX.to_string(),
+    ))]
+    pub disk_timeout: Timespan,
 }
 
 /// An address that follows the primary.

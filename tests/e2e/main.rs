@@ -16,6 +16,7 @@ mod network;
 mod records;
 mod refusals;
 mod scenario;
+mod sick;
 #[path = "../skip/mod.rs"]
 mod skip;
 mod specs;

@@ -20,7 +20,7 @@ pub const CLUSTER: &str = "ledger";
 /// Where clients connect.
 const VIP: &str = "10.77.1.100";
 const PORT: u16 = 7700;
-/// `heartbeat.timeout` of all scenarios.
+/// `heartbeat.timeout` of all scenarios that do not say otherwise.
 pub const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A spec with its adjustable parts.
@@ -46,6 +46,8 @@ pub struct Spec {
     pub replication: &'static str,
     /// A second directory, `/srv/fast`, that is `async`?
     pub fast: bool,
+    /// `heartbeat.timeout`.
+    pub timeout: Duration,
 }
 
 impl Spec {
@@ -61,11 +63,12 @@ impl Spec {
         failover: "{}",
         replication: "",
         fast: false,
+        timeout: TIMEOUT,
     };
 
     /// The document.
     pub fn text(&self) -> String {
-        let Self { cluster, directory, port, run, vip, checkers, witness, failover, .. } = self;
+        let Self { cluster, directory, port, run, vip, checkers, witness, failover, timeout, .. } = self;
         let fast = if self.fast { "    - {path: /srv/fast, consistency: async}\n" } else { "" };
         let replication = match self.replication {
             "" => String::new(),
@@ -76,7 +79,7 @@ impl Spec {
         let run = if run.is_empty() { &server } else { *run };
         let vip = vip.map_or(String::new(), |vip| format!("  virtualIPs:\n    - {{address: {vip}/24}}\n"));
         let witness = if *witness { "  arbitration: {ping: [10.77.1.254]}\n" } else { "" };
-        let timeout = TIMEOUT.as_millis();
+        let timeout = timeout.as_millis();
         format!(
             "apiVersion: skc.dev/v1
 kind: ClusterSpec

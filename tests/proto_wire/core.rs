@@ -22,7 +22,7 @@ const DAMAGES: [Damage; 5] =
     [Damage::Resync, Damage::Apply { errno: 28 }, Damage::Sync, Damage::Stamp, Damage::Returning];
 const ROLES: [LiveRole; 6] =
     [LiveRole::Stop, LiveRole::Wait, LiveRole::Alone, LiveRole::Prim, LiveRole::Frozen, LiveRole::Second];
-const TREES: [TreeState; 7] = [
+const TREES: [TreeState; 8] = [
     TreeState::Unknown,
     TreeState::Ok { empty: true, stamp_ok: false },
     TreeState::Missing,
@@ -30,6 +30,7 @@ const TREES: [TreeState; 7] = [
     TreeState::EmptyWhereNotEmpty,
     TreeState::DiskError,
     TreeState::Unmounted,
+    TreeState::DiskHangs,
 ];
 const PLANS: [Plan; 5] = [
     Plan::Replay { applied: OpSeq(7) },

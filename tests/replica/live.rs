@@ -1,8 +1,8 @@
 //! The live stream: equality, gates, replay, failures.
 
 use crate::random::{Rng, step};
-use crate::support::{FakeTarget, Got, LONG, Pair, until};
-use skc::ports::{Errno, Gate, Replicator};
+use crate::support::{FakeTarget, Got, LONG, Pair, V, until};
+use skc::ports::{Admission, Errno, Gate, PendingReply, Replicator};
 use skc::proto::FsOp;
 use skc::proto::stream::{Plan, Reply, Resync};
 use skc::replica::{Event, primary};
@@ -444,4 +444,25 @@ fn a_parked_request_that_panics_takes_no_other_with_it() {
     assert_eq!(ran.recv_timeout(LONG), Ok(()));
     // The helper still watches and runs.
     pair.mirror.create("f").map(|u| assert_eq!(pair.mirror.wait(u), 0)).unwrap();
+}
+
+#[test]
+fn an_operation_that_hangs_in_the_disk_is_given_up_and_answers_eio() {
+    let mut pair = Pair::new();
+    pair.ready();
+    pair.mirror.create("f").map(|u| pair.mirror.wait(u)).unwrap();
+    let (primary, id) = (&pair.mirror.primary, pair.mirror.resolve("f").unwrap());
+    let Admission::Go(ticket) = primary.admit() else { panic!("admitted") };
+    assert!(primary.set_gate(Gate::ReadOnly, Duration::from_millis(20)).is_err(), "it hangs");
+    primary.force_gate(Gate::ReadOnly);
+    assert!(primary.is_forced());
+    assert_eq!(pair.mirror.create("g"), Err(Errno(libc::EIO)), "nothing is admitted meanwhile");
+    // It has changed the tree after all.
+    let op = FsOp::Write { id, offset: 0, mtime: (0, 0), clear: None };
+    primary.submit(ticket, V, &op, b"late", PendingReply::new(pair.mirror.replies.clone(), 1 << 40, &[]));
+    assert_eq!(pair.mirror.wait(1 << 40), libc::EIO);
+    assert_eq!((primary.position(), primary.replay_from()), (None, None), "no copy without a compare");
+    primary.set_gate(Gate::ReadOnly, LONG).unwrap();
+    assert!(!primary.is_forced());
+    assert_eq!(pair.mirror.create("g"), Err(Errno(libc::EROFS)));
 }

@@ -46,6 +46,7 @@ fn faults(level: Level, dice: &mut Dice) -> Budget {
     budget.swaps = u8::from(dice.roll(3) == 0);
     budget.apply_errors = u8::from(dice.roll(6) == 0);
     budget.persist_errors = u8::from(dice.roll(8) == 0);
+    budget.sick = [0, 1].map(|_| u8::from(dice.roll(6) == 0));
     budget
 }
 
@@ -68,6 +69,8 @@ fn is_fault(action: Action) -> bool {
             | Action::Start(_)
             | Action::CameBack(_)
             | Action::Tombstone(_)
+            | Action::DiskSick(_)
+            | Action::DiskWell(_)
     )
 }
 

@@ -6,6 +6,7 @@
 //! node: a service of another cluster that takes an hour to stop holds nothing up here, and they end with it.
 
 mod checkers;
+mod disk;
 mod facts;
 pub mod quarantine;
 mod resync;
@@ -208,6 +209,7 @@ impl ClusterUnit {
             tokio::spawn(unit.clone().keep_volumes(stopped.clone())),
             tokio::spawn(facts::follow(unit.clone(), stopped.clone())),
             tokio::spawn(quarantine::follow(unit.clone(), stopped.clone())),
+            tokio::spawn(disk::follow(unit.clone(), stopped.clone())),
             tokio::spawn(checkers::follow(unit.clone(), stopped)),
         ];
         *unit.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
@@ -311,12 +313,14 @@ impl ClusterUnit {
     /// Blocking: opens, mounts, tells the guard.
     fn look(&self) -> TreeState {
         let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        let opening = volumes.trees().is_none().then(|| self.streams.health.opening());
         let mut state = volumes.look();
+        drop(opening);
         if state == TreeState::Unmounted {
             self.tell_guard(&volumes);
         }
-        if self.streams.is_sick() {
-            state = TreeState::DiskError;
+        if let Some(trouble) = self.streams.health.trouble() {
+            state = trouble.tree();
         }
         if !volumes.ejected
             && matches!(state, TreeState::Ok { .. })

@@ -4,6 +4,7 @@
 //! Everything that blocks runs on blocking threads. Replication events become inputs of the core.
 
 use super::Shared;
+use super::disk::Health;
 use super::resync::Run;
 use crate::api::types::ResyncStatus;
 use crate::base::{ClusterId, Epoch, Generation, OpSeq, Rate, codes};
@@ -19,7 +20,7 @@ use crate::replica::{self, Event, EventSink, Primary, Standby, StreamEnd, primar
 use crate::spec::{self, ClusterSpec, Consistency};
 use crate::tree::Tree;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// An admitted operation ends within this, or the disk hangs and the gate change is retried.
@@ -29,8 +30,11 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest drain of a hand-over; the core's own deadline is shorter.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A disk that answered EIO is looked at again after this.
-const SICK_FOR: Duration = Duration::from_secs(10);
+/// A disk that has not answered for this long hangs as far as the end of a stream is concerned: whoever
+/// closes it goes on without what runs.
+const HANGS: Duration = Duration::from_secs(3);
+/// Between two attempts to get back what was taken by force from an operation that hangs.
+const GET_BACK: Duration = Duration::from_millis(200);
 
 /// How long a standby waits for what its source said before it closed the stream. A standby's
 /// stream loss alone decides nothing (heartbeats do), so the delay costs no failover time.
@@ -75,8 +79,10 @@ pub struct Streams {
     peer: String,
     /// Something new is in quarantine.
     pub resurvey: Notify,
-    /// When the disk failed last.
-    sick: Mutex<Option<Instant>>,
+    /// How the disk is.
+    pub health: Arc<Health>,
+    /// Held while the gate is being changed.
+    gate_turn: Mutex<()>,
     me: Weak<Self>,
 }
 
@@ -133,7 +139,8 @@ impl Streams {
             sides: OnceLock::new(),
             state: Mutex::default(),
             runtime: OnceLock::new(),
-            sick: Mutex::default(),
+            health: Health::new(spec.spec.replication.disk_timeout),
+            gate_turn: Mutex::default(),
             me: me.clone(),
         })
     }
@@ -167,6 +174,7 @@ impl Streams {
         let primary = Primary::new(config, trees.clone(), sink.clone()).map_err(|e| e.to_string())?;
         let standby = Standby::new(standby::Config::new(self.id.clone()), trees.clone(), sink)
             .map_err(|e| e.to_string())?;
+        self.health.start(&self.id.0, trees.clone(), self.me.clone()).map_err(|e| e.to_string())?;
         let sides = Sides { primary: Arc::new(primary), standby: Arc::new(standby), trees };
         if self.sides.set(sides).is_ok() {
             self.settle();
@@ -182,6 +190,7 @@ impl Streams {
     pub fn configure(&self, spec: &ClusterSpec) {
         *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = Settings::of(spec);
         self.settle();
+        self.health.set_limit(spec.spec.replication.disk_timeout);
     }
 
     fn settle(&self) {
@@ -193,46 +202,74 @@ impl Streams {
         }
     }
 
-    /// Did the disk fail within the last seconds? It counts as healed when it has been quiet and syncs
-    /// again; the failed fsync itself was answered with its error. Blocking.
-    pub fn is_sick(&self) -> bool {
-        let mut sick = self.sick.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = *sick else { return false };
-        let synced = at.elapsed() > SICK_FOR
-            && self.sides.get().is_some_and(|sides| replica::sync_trees(&sides.trees).is_ok());
-        if synced {
-            *sick = None;
-        }
-        !synced
-    }
-
     /// What the mounts ask; present after `attach`.
     pub fn replicator(&self) -> Option<Arc<dyn Replicator>> {
         self.sides.get().map(|sides| sides.primary.clone() as Arc<dyn Replicator>)
     }
 
-    /// Sets the gate; complete when nothing relies on the former one.
-    pub async fn set_gate(&self, gate: Gate) {
+    /// Sets the gate; complete when nothing relies on the former one. False: an operation hangs in the disk
+    /// and was given up; it will answer EIO, whatever comes of it.
+    pub async fn set_gate(&self, gate: Gate) -> bool {
         self.state().gate = Some(gate);
-        let Some(me) = self.me.upgrade() else { return };
-        let _ = tokio::task::spawn_blocking(move || me.apply_gate(gate)).await;
+        let Some(me) = self.me.upgrade() else { return true };
+        tokio::task::spawn_blocking(move || me.apply_gate(gate)).await.unwrap_or(true)
     }
 
-    fn apply_gate(&self, gate: Gate) {
-        let Some(sides) = self.sides.get() else { return };
+    fn apply_gate(&self, gate: Gate) -> bool {
+        let Some(sides) = self.sides.get() else { return true };
+        let _turn = self.gate_turn.lock().unwrap_or_else(PoisonError::into_inner);
         let writes = matches!(gate, Gate::Replicated { .. } | Gate::Alone { .. });
         if writes {
+            // What the apply thread hangs in would change the tree under the writer.
+            while !sides.standby.close(CLOSE_DEADLINE) {
+                self.hangs("an operation of the standby's time hangs on the disk: not writable yet");
+            }
             self.become_writer(&mut self.state());
         }
-        let port = match gate {
-            Gate::ReadOnly => ports::Gate::ReadOnly,
-            Gate::Replicated { epoch } => ports::Gate::Replicated(epoch),
-            Gate::Alone { epoch } => ports::Gate::Alone(epoch),
-            Gate::Frozen => ports::Gate::Frozen,
-            Gate::Shut => ports::Gate::Shut,
-        };
-        while let Err(error) = sides.primary.set_gate(port, GATE_DEADLINE) {
-            tracing::error!(cluster = %self.id, %error, ?gate, error_code = "SKC-E4005", "gate not set yet");
+        let port = gate_of(gate);
+        let patience = if self.health.silence() >= HANGS { GET_BACK } else { GATE_DEADLINE };
+        let mut waited = Duration::ZERO;
+        while let Err(error) = sides.primary.set_gate(port, GET_BACK) {
+            waited += GET_BACK;
+            if !writes && (waited >= patience || sides.primary.is_forced()) {
+                self.hangs("an operation hangs on the disk: it is given up, and is answered with an error");
+                sides.primary.force_gate(port);
+                self.get_back(gate);
+                return false;
+            }
+            if waited >= GATE_DEADLINE {
+                waited = Duration::ZERO;
+                tracing::error!(cluster = %self.id, %error, ?gate, error_code = "SKC-E4005", "gate not set yet");
+            }
+        }
+        true
+    }
+
+    fn hangs(&self, what: &str) {
+        let silent = self.health.silence();
+        tracing::error!(cluster = %self.id, silent_ms = silent.as_millis() as u64, error_code = "SKC-E4005", "{what}");
+    }
+
+    /// Sets the gate properly once the operation that hangs has ended, unless it was changed again.
+    fn get_back(&self, gate: Gate) {
+        let me = self.me.clone();
+        let spawned = std::thread::Builder::new().name(format!("gate-{}", self.id)).spawn(move || {
+            while let Some(me) = me.upgrade() {
+                {
+                    let _turn = me.gate_turn.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Some(sides) = me.sides.get().filter(|_| me.state().gate == Some(gate)) else {
+                        return;
+                    };
+                    if !sides.primary.is_forced() || sides.primary.set_gate(gate_of(gate), GET_BACK).is_ok() {
+                        return;
+                    }
+                }
+                std::thread::park_timeout(GET_BACK);
+            }
+        });
+        if let Err(error) = spawned {
+            // The next change of the gate tries again.
+            tracing::error!(cluster = %self.id, %error, "no thread to wait for an operation that hangs");
         }
     }
 
@@ -364,8 +401,16 @@ impl Streams {
         if !sides.primary.disconnect(CLOSE_DEADLINE) {
             tracing::error!(cluster = %self.id, "a sending thread did not end in time; it can send no more");
         }
-        while !sides.standby.close(CLOSE_DEADLINE) {
-            tracing::error!(cluster = %self.id, error_code = "SKC-E4005", "an operation hangs on the disk");
+        let mut waited = Duration::ZERO;
+        while !sides.standby.close(GET_BACK) {
+            waited += GET_BACK;
+            if waited >= CLOSE_DEADLINE || self.health.silence() >= HANGS {
+                // It is the last one of its stream, and no other begins before it has ended.
+                self.hangs("an operation hangs on the disk: the stream ends without it");
+                sides.standby.give_up();
+                self.state().applied = None;
+                return StreamFacts::default();
+            }
         }
         let mut state = self.state();
         if state.writer {
@@ -531,6 +576,9 @@ impl Streams {
             Event::SyncFailed { epoch, errno } => {
                 let why = std::io::Error::from_raw_os_error(errno);
                 self.failed("SKC-E3008", "standby", format!("fsync failed: {why}"));
+                if errno == libc::EIO {
+                    self.health.failed_sync(errno);
+                }
                 self.input(Input::StreamDown { s: epoch.s, why: StreamLoss::Sync });
             }
             Event::Kept { bytes, objects, truncated, .. } => {
@@ -542,11 +590,22 @@ impl Streams {
                 let why = std::io::Error::from_raw_os_error(errno);
                 self.failed("SKC-E3008", "primary", format!("fsync failed: {why}"));
                 if errno == libc::EIO {
-                    *self.sick.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    self.health.failed_sync(errno);
                     self.input(Input::LocalTree(engine::TreeState::DiskError));
                 }
             }
+            Event::LocalFailed { errno } => self.health.failed(errno),
         }
+    }
+}
+
+fn gate_of(gate: Gate) -> ports::Gate {
+    match gate {
+        Gate::ReadOnly => ports::Gate::ReadOnly,
+        Gate::Replicated { epoch } => ports::Gate::Replicated(epoch),
+        Gate::Alone { epoch } => ports::Gate::Alone(epoch),
+        Gate::Frozen => ports::Gate::Frozen,
+        Gate::Shut => ports::Gate::Shut,
     }
 }
 

@@ -46,6 +46,8 @@ pub struct VolumeUnit {
     pub state: TreeState,
     /// Why it cannot be used, for status.
     pub note: String,
+    /// A mount of ours that was ended lies at the path.
+    dead: bool,
     index: Volume,
     /// What was mounted on its directories when last looked.
     below: Vec<PathBuf>,
@@ -76,6 +78,7 @@ impl Volumes {
                 mount: None,
                 state: TreeState::Unknown,
                 note: String::new(),
+                dead: false,
                 index: Volume(index),
                 below: Vec::new(),
             })
@@ -129,6 +132,12 @@ impl Volumes {
                 return Err((codes::FS_MOUNT, format!("{}: {}", unit.path.display(), unit.note)));
             };
             if unit.mount.is_none() {
+                if unit.dead {
+                    fuse::mountinfo::prepare(&unit.path).map_err(|e| (codes::FS_MOUNT, e.to_string()))?;
+                    // The kernel that knew these ids through the former mount forgot them with it.
+                    tree.inodes.forget_all_lookups(&mut Vec::new());
+                    unit.dead = false;
+                }
                 unit.note = bypassing(&unit.path);
                 match Mount::new(tree.clone(), replicator.clone(), &unit.path) {
                     Ok(mount) => unit.mount = Some(mount),
@@ -173,6 +182,23 @@ impl Volumes {
             }
         }
         Ok(())
+    }
+
+    /// Ends the mounts: who waits for an answer gets ENOTCONN. The dead mounts stay in place, so that nothing
+    /// is written underneath them, until the directories can be mounted again.
+    pub fn give_up(&mut self) {
+        for unit in &mut self.units {
+            let Some(mount) = unit.mount.take() else { continue };
+            tracing::error!(path = %unit.path.display(), error_code = "SKC-E3014", "the mount is ended: its disk does not answer");
+            mount.abort();
+            unit.dead = true;
+            "its mount was ended because the disk does not answer".clone_into(&mut unit.note);
+            // Its readers may hang for as long as the disk does.
+            let ended = std::thread::Builder::new().name("mount-end".into()).spawn(move || drop(mount));
+            if let Err(error) = ended {
+                tracing::warn!(%error, "no thread for the end of a mount");
+            }
+        }
     }
 
     /// Unmounts all; what cannot be unmounted in order is aborted and detached.
@@ -250,7 +276,8 @@ fn note(state: TreeState) -> &'static str {
         TreeState::EmptyWhereNotEmpty => {
             "the directory is empty and has no token: its volume is probably not mounted"
         }
-        TreeState::DiskError => "its disk does not answer or answers with errors",
+        TreeState::DiskError => "its disk answers with errors",
+        TreeState::DiskHangs => "its disk does not answer",
         TreeState::Unmounted => "its mount was taken away; what was written there since is in no stream",
     }
 }

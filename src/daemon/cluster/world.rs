@@ -171,7 +171,13 @@ impl World for NodeWorld {
 
     async fn gate(&mut self, gate: Gate) {
         self.shared.bus.publish(Some(&self.id.0), Fact::GateChanged { gate: gate_word(gate).to_owned() });
-        self.streams.set_gate(gate).await;
+        if !self.streams.set_gate(gate).await && gate != Gate::Frozen {
+            // Whoever waits for the disk here would wait as long as it does, and could not even be killed.
+            let volumes = self.volumes.clone();
+            tokio::task::spawn_blocking(move || {
+                volumes.lock().unwrap_or_else(PoisonError::into_inner).give_up();
+            });
+        }
     }
 
     fn open_stream(&mut self, role: StreamRole, epoch: Epoch, plan: Plan) {

@@ -9,6 +9,7 @@ use crate::engine::cluster::{Aim, Cluster, Phase, Solid, Step};
 use crate::engine::io::{EventKind, Gate, Plan, ServiceState, StreamRole, Ticket, Token, Tombstone};
 use crate::engine::peer::{PeerMessage, SwapRefusal};
 use crate::engine::session::raise;
+use crate::engine::timers::SICK_STOP;
 
 impl Cluster {
     /// Begins to give the role away (or, without an eligible standby, to stop).
@@ -18,7 +19,11 @@ impl Cluster {
         self.drop_vips();
         let stopping = self.services_wanted || self.services != ServiceState::Stopped;
         self.stop_services();
-        let deadline = now + self.config.service_stop_timeout;
+        let patience = match aim {
+            Aim::SickDisk | Aim::HungDisk => self.config.service_stop_timeout.min(SICK_STOP),
+            Aim::Swap | Aim::Stop { .. } => self.config.service_stop_timeout,
+        };
+        let deadline = now + patience;
         self.phase = Phase::Handover { aim, step: Step::Services, standby, deadline, ticket };
         if !stopping {
             self.services_down(now);
@@ -50,7 +55,7 @@ impl Cluster {
         if run == token {
             match aim {
                 Aim::Swap => self.hand_over(now, ticket),
-                Aim::Stop { .. } | Aim::SickDisk => self.leave(now, aim, ticket),
+                Aim::Stop { .. } | Aim::SickDisk | Aim::HungDisk => self.leave(now, aim, ticket),
             }
         }
     }
@@ -131,14 +136,16 @@ impl Cluster {
     ) {
         match (aim, step) {
             // Who stops goes on stopping: the service manager kills what is left.
-            (Aim::Stop { .. } | Aim::SickDisk, Step::Services) => self.services_down(now),
+            (Aim::Stop { .. } | Aim::SickDisk | Aim::HungDisk, Step::Services) => self.services_down(now),
             // What is not drained was answered: the standby must not be told that it holds everything. It
             // waits for this node, or for the operator.
             (Aim::Stop { remember }, Step::Drain(_)) if self.config.answers_early => {
                 self.event(EventKind::HandoverAborted);
                 self.stop_now(now, remember, ticket);
             }
-            (Aim::Stop { .. } | Aim::SickDisk, Step::Drain(_)) => self.leave(now, aim, ticket),
+            (Aim::Stop { .. } | Aim::SickDisk | Aim::HungDisk, Step::Drain(_)) => {
+                self.leave(now, aim, ticket);
+            }
             (Aim::Swap, _) => {
                 self.event(EventKind::HandoverAborted);
                 self.refuse(

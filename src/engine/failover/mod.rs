@@ -329,7 +329,7 @@ impl Cluster {
                 self.refuse(ticket, "SKC-E0404", "the session to the standby was lost; the role stayed here");
             }
             Aim::Stop { remember } => self.stop_now(now, remember, ticket),
-            Aim::SickDisk => {}
+            Aim::SickDisk | Aim::HungDisk => {}
         }
     }
 }

@@ -9,6 +9,9 @@ use crate::engine::io::{EventKind, Gate, ProbeResult, TreeState, WitnessState};
 use crate::engine::peer::LiveRole;
 use crate::engine::session::Shake;
 
+/// What the standby's disk did to the operation that hangs in it.
+const ETIMEDOUT: i32 = 110;
+
 impl Cluster {
     pub(crate) fn local_tree(&mut self, now: Mono, tree: TreeState) {
         let before = std::mem::replace(&mut self.tree, tree);
@@ -25,14 +28,22 @@ impl Cluster {
         let news = |state: TreeState| tree == state && before != state;
         // Neither side's position in the stream describes this tree any more.
         self.touched |= news(TreeState::Unmounted);
-        let sick = news(TreeState::DiskError) || news(TreeState::Unmounted);
         match self.phase {
             // A running compare has missed what was written past it.
             Phase::Alone { .. } | Phase::Prim { standby: false, .. } if news(TreeState::Unmounted) => {
                 self.greet(now);
             }
-            Phase::Prim { standby: true, .. } if sick => self.begin_handover(now, Aim::SickDisk, None),
-            Phase::Second { .. } if sick => self.eject(now, Damage::Sync),
+            // A sick disk makes `settle_prim` hand over: the standby may be ready only after the news.
+            Phase::Prim { standby: true, .. } if news(TreeState::Unmounted) => {
+                self.begin_handover(now, Aim::SickDisk, None);
+            }
+            // As if an operation could not be applied: a prefix, and unless the disk fails a whole one.
+            Phase::Second { .. } if news(TreeState::DiskHangs) => {
+                self.eject(now, Damage::Apply { errno: ETIMEDOUT });
+            }
+            Phase::Second { .. } if news(TreeState::DiskError) || news(TreeState::Unmounted) => {
+                self.eject(now, Damage::Sync);
+            }
             _ => {}
         }
     }

@@ -5,7 +5,7 @@ use crate::engine::cluster::{Aim, Cluster, Phase, Why};
 use crate::engine::config::Failback;
 use crate::engine::durable::Damage;
 use crate::engine::failover::How;
-use crate::engine::io::{Effect, EventKind, Gate, StreamLoss, StreamRole, Tombstone};
+use crate::engine::io::{Effect, EventKind, Gate, StreamLoss, StreamRole, Tombstone, TreeState};
 use crate::engine::lineage;
 use crate::engine::peer::PeerMessage;
 use crate::engine::timers::READMIT;
@@ -164,6 +164,14 @@ impl Cluster {
     }
 
     pub(crate) fn settle_prim(&mut self, now: Mono, standby: bool, stable_since: Option<Mono>) {
+        let aim = match self.tree {
+            TreeState::DiskError => Some(Aim::SickDisk),
+            TreeState::DiskHangs => Some(Aim::HungDisk),
+            _ => None,
+        };
+        if let Some(aim) = aim.filter(|_| standby) {
+            return self.begin_handover(now, aim, None);
+        }
         self.add_vips();
         self.start_services();
         let stable = stable_since.is_some_and(|since| now >= since + self.config.stable_for);

@@ -3,7 +3,7 @@
 use crate::base::Mono;
 use crate::engine::cluster::{Aim, Cluster, Phase, Solid, Step, Why};
 use crate::engine::durable::Damage;
-use crate::engine::io::{Effect, EventKind, Gate, Input, Ticket, Token};
+use crate::engine::io::{Effect, EventKind, Gate, Input, Ticket, Token, TreeState};
 use crate::engine::peer::PeerMessage;
 
 /// Between two attempts to write the record: a disk that answers EIO at once must not be hammered.
@@ -53,7 +53,7 @@ impl Cluster {
         self.close_stream();
         let deadline = now + self.timers.timeout;
         self.phase = Phase::Leaving { aim, deadline, taken: false, ticket };
-        if self.intact() {
+        if self.intact() && !matches!(aim, Aim::SickDisk | Aim::HungDisk) {
             self.start_sync();
         }
     }
@@ -70,13 +70,20 @@ impl Cluster {
         let Phase::Leaving { aim, deadline, taken, ticket } = self.phase else { return };
         let told = taken || now >= deadline;
         let flushed = self.solid == Solid::Yes;
-        if !told || (self.intact() && !flushed && now < deadline + FLUSH) {
+        if !told {
             return;
         }
-        if aim == Aim::SickDisk {
-            self.mark_inconsistent(Damage::Sync, |_| {});
+        if let Aim::SickDisk | Aim::HungDisk = aim {
+            // No flush is waited for that may never end. A disk that only hangs has lost nothing: should the
+            // peer lose its memory before it has gone on alone, this is the copy that has it all.
+            if aim == Aim::SickDisk || self.touched || self.tree == TreeState::DiskError {
+                self.mark_inconsistent(Damage::Sync, |_| {});
+            }
             self.wait(now, Why::Tree);
             return self.greet(now);
+        }
+        if self.intact() && !flushed && now < deadline + FLUSH {
+            return;
         }
         if self.intact() && flushed {
             self.persist_with(|d| d.clean = true);

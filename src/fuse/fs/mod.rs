@@ -147,7 +147,12 @@ impl MirrorFs {
         let unique = request.header.unique;
         match self.run(&mut request, scratch) {
             Ok(()) => {}
-            Err(Stop::Errno(errno)) => self.device.error(unique, errno),
+            Err(Stop::Errno(errno)) => {
+                if errno.is_of_disk() {
+                    self.replicator.disk_failed(errno);
+                }
+                self.device.error(unique, errno);
+            }
             Err(Stop::Park) => {
                 let parked = Parked { fs: Arc::clone(self), request: buf.to_vec(), unique, run: false };
                 self.replicator.park(Box::new(move || parked.run()), buf.len());

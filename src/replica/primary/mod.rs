@@ -128,8 +128,10 @@ pub(crate) struct Inner {
     gate: RwLock<Gate>,
     /// A gate change waits for tickets: admit nothing.
     changing: AtomicBool,
-    /// Frozen beyond every deadline: refuse.
+    /// Frozen beyond every deadline, or read-only by force: refuse.
     overrun: AtomicBool,
+    /// The gate was changed over an operation that hangs: written under the core's lock.
+    forced: AtomicBool,
     /// A connection is attached.
     streaming: AtomicBool,
     /// Mutations happened outside the stream (see `Core::gap`).
@@ -168,6 +170,7 @@ impl Primary {
             gate: RwLock::new(Gate::ReadOnly),
             changing: AtomicBool::new(false),
             overrun: AtomicBool::new(false),
+            forced: AtomicBool::new(false),
             streaming: AtomicBool::new(false),
             lone: AtomicBool::new(false),
             window: Arc::clone(&core.window),
@@ -214,6 +217,7 @@ impl Primary {
                 *now = gate;
                 lock(&inner.core).set_rule(gate, &mut out);
                 inner.overrun.store(false, Ordering::Release);
+                inner.forced.store(false, Ordering::Release);
                 inner.changing.store(false, Ordering::Release);
                 break;
             }
@@ -227,6 +231,31 @@ impl Primary {
         inner.acked.notify_all();
         inner.parked_wake.notify_all();
         Ok(())
+    }
+
+    /// What [`Self::set_gate`] does, over an operation that did not end in time because the disk hangs: it is
+    /// void, and answers EIO when it ends, whatever it did to the tree, which therefore is no copy any more.
+    /// Only for gates under which nothing is written. Until `set_gate` succeeds nothing is admitted.
+    pub fn force_gate(&self, gate: Gate) {
+        let inner = &self.inner;
+        let mut out = Outcome::default();
+        inner.changing.store(true, Ordering::Release);
+        {
+            let mut core = lock(&inner.core);
+            inner.forced.store(true, Ordering::Release);
+            inner.lone.store(true, Ordering::Release);
+            core.gap = true;
+            core.set_rule(gate, &mut out);
+        }
+        inner.overrun.store(matches!(gate, Gate::ReadOnly | Gate::Shut), Ordering::Release);
+        out.send(&inner.events);
+        inner.acked.notify_all();
+        inner.parked_wake.notify_all();
+    }
+
+    /// Is the gate one that was set by force?
+    pub fn is_forced(&self) -> bool {
+        self.inner.forced.load(Ordering::Acquire)
     }
 
     /// Waits until nothing submitted waits for an acknowledgement; `false` if that took longer.
@@ -470,6 +499,7 @@ impl Replicator for Primary {
         let gate = *ticket.guard;
         let Some(tree) = inner.tree(volume) else { return reply.err(Errno(libc::EIO)) };
         match gate {
+            Gate::Alone(_) if inner.forced.load(Ordering::Acquire) => reply.err(Errno(libc::EIO)),
             Gate::Alone(_) => {
                 inner.submit_alone(tree, op, bulk);
                 reply.ok();
@@ -480,7 +510,9 @@ impl Replicator for Primary {
                 {
                     let mut core = lock(&inner.core);
                     let answer = core.early.answer(volume);
-                    if let Err(error) = core.submit(tree, false, op, bulk, answer, &mut waiting) {
+                    if inner.forced.load(Ordering::Acquire) {
+                        out.err.extend(waiting.take().map(|reply| (reply, Errno(libc::EIO))));
+                    } else if let Err(error) = core.submit(tree, false, op, bulk, answer, &mut waiting) {
                         inner.broken(&mut core, &error, &mut out);
                         if let Some(reply) = waiting.take() {
                             core.keep_unproven(reply, &mut out);
@@ -512,6 +544,7 @@ impl Replicator for Primary {
         let gate = *ticket.guard;
         let Some(tree) = inner.tree(volume) else { return reply.err(Errno(libc::EIO)) };
         match gate {
+            Gate::Alone(_) if inner.forced.load(Ordering::Acquire) => reply.err(Errno(libc::EIO)),
             Gate::Alone(_) => {
                 if !matches!(op, FsOp::Fsync { .. } | FsOp::SyncFs) {
                     inner.submit_alone(tree, op, bulk);
@@ -520,6 +553,10 @@ impl Replicator for Primary {
             }
             Gate::Replicated(_) => {
                 let mut core = lock(&inner.core);
+                if inner.forced.load(Ordering::Acquire) {
+                    drop(core);
+                    return reply.err(Errno(libc::EIO));
+                }
                 match core.submit_sync(tree, op, bulk) {
                     Ok(at @ (Submitted::At(_) | Submitted::Early(_))) => {
                         let key = core.expect_sync(&at, volume, core::subject(op), reply);
@@ -566,6 +603,20 @@ impl Replicator for Primary {
         self.inner.broken(&mut lock(&self.inner.core), &error, &mut out);
         out.send(&self.inner.events);
         self.inner.parked_wake.notify_all();
+    }
+
+    fn disk_failed(&self, errno: Errno) {
+        let inner = &self.inner;
+        // What this side refuses by itself is no word of the disk.
+        let refusing = inner.overrun.load(Ordering::Acquire) || inner.changing.load(Ordering::Acquire);
+        let own = match inner.gate.try_read().as_deref() {
+            Ok(Gate::ReadOnly) => errno.0 == libc::EROFS,
+            Ok(Gate::Replicated(_) | Gate::Alone(_)) => false,
+            Ok(Gate::Frozen | Gate::Shut) | Err(_) => true,
+        };
+        if !own && !refusing {
+            (inner.events)(Event::LocalFailed { errno: errno.0 });
+        }
     }
 
     fn forget(&self, volume: Volume, ids: &[FileId]) {

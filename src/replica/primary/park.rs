@@ -73,6 +73,9 @@ impl Inner {
     }
 
     fn may_run(&self) -> bool {
+        if self.overrun.load(Ordering::Acquire) {
+            return true; // to be refused
+        }
         if self.changing.load(Ordering::Acquire) {
             return false;
         }

@@ -395,6 +395,14 @@ impl Standby {
         self.end(within)
     }
 
+    /// After a [`Self::close`] that returned false because the disk hangs: what the tree holds once the running
+    /// operation has ended is not known any more, and a full compare is needed. It still keeps everything that
+    /// would follow out.
+    pub fn give_up(&self) {
+        self.shared.failed.store(true, Ordering::Release);
+        self.shared.set_applied(None);
+    }
+
     fn end(&self, within: Duration) -> bool {
         let mut running = lock(&self.running);
         let Some(current) = running.take() else { return true };

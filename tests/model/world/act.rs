@@ -1,7 +1,7 @@
 //! Carrying one action out: the transition from one state of the world to the next.
 
 use super::{Action, BOTH, Frame, Net, World, ix};
-use skc::engine::{Input, LinkId, OperatorCommand, StreamLoss, Ticket};
+use skc::engine::{Input, LinkId, OperatorCommand, StreamLoss, Ticket, TreeState};
 
 impl World {
     /// Carries one action out.
@@ -140,6 +140,18 @@ impl World {
                 self.budget.persist_errors -= 1;
                 self.node_mut(n).queue.clear();
                 self.input(n, Input::PersistFailed);
+            }
+            Action::DiskSick(n) => {
+                self.budget.sick[ix(n)] -= 1;
+                self.node_mut(n).sick = true;
+                self.input(n, Input::LocalTree(TreeState::DiskHangs));
+            }
+            Action::DiskWell(n) => {
+                let node = self.node_mut(n);
+                node.sick = false;
+                node.sync_age = 0;
+                let empty = node.cache == 0 && node.disk.is_none();
+                self.input(n, Input::LocalTree(TreeState::Ok { empty, stamp_ok: true }));
             }
         }
     }

@@ -37,6 +37,9 @@ pub enum Action {
     CameBack(NodeId),
     ApplyError(NodeId),
     PersistError(NodeId),
+    /// The disk does not answer any more; the agent has noticed.
+    DiskSick(NodeId),
+    DiskWell(NodeId),
 }
 
 // ---- what can happen ----
@@ -141,7 +144,9 @@ impl World {
             }
             return;
         }
-        if !node.syncs.is_empty() {
+        if node.sick {
+            out.push(Action::DiskWell(n));
+        } else if !node.syncs.is_empty() {
             out.push(Action::SyncDone(n));
         }
         if node.drain.is_some() && node.parked.is_empty() {
@@ -170,6 +175,9 @@ impl World {
         }
         if node.core.is_some() && self.budget.agent[ix(n)] > 0 {
             out.push(Action::AgentDies(n));
+        }
+        if node.core.is_some() && self.budget.sick[ix(n)] > 0 && !node.sick {
+            out.push(Action::DiskSick(n));
         }
         if self.budget.persist_errors > 0 && matches!(node.queue.front(), Some(Effect::Persist(_))) {
             out.push(Action::PersistError(n));
@@ -205,7 +213,7 @@ impl World {
     }
 
     fn time(&self, out: &mut Vec<Action>) {
-        if self.nodes.iter().any(|n| n.sync_age >= SYNC_STEPS) {
+        if self.nodes.iter().any(|n| n.sync_age >= SYNC_STEPS && !n.sick) {
             return;
         }
         let due = [self.deadline(NodeId::A), self.deadline(NodeId::B)];

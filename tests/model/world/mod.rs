@@ -44,6 +44,7 @@ pub struct Budget {
     pub reboots: [u8; 2],
     pub apply_errors: u8,
     pub persist_errors: u8,
+    pub sick: [u8; 2],
 }
 
 impl Budget {
@@ -61,6 +62,7 @@ impl Budget {
         reboots: [0, 0],
         apply_errors: 0,
         persist_errors: 0,
+        sick: [0, 0],
     };
 }
 

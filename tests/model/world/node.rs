@@ -76,6 +76,8 @@ pub struct Node {
     pub vips: bool,
     pub tombstone: Option<Tombstone>,
     pub services: bool,
+    /// Its disk answers nothing: no sync ends.
+    pub sick: bool,
 }
 
 impl Node {
@@ -104,6 +106,7 @@ impl Node {
             vips: false,
             tombstone: None,
             services: false,
+            sick: false,
         }
     }
 
@@ -136,5 +139,6 @@ impl Node {
         self.probe = None;
         self.vips = false;
         self.services = false;
+        self.sick = false;
     }
 }

@@ -30,7 +30,7 @@ impl World {
         let Some(at) = self.deadline(n) else { return };
         self.now = self.now.max(at);
         for node in &mut self.nodes {
-            node.sync_age += u8::from(!node.syncs.is_empty());
+            node.sync_age = node.sync_age.saturating_add(u8::from(!node.syncs.is_empty()));
         }
         let now = self.now;
         self.exchange_heartbeats();
