@@ -239,6 +239,40 @@ fn every_ignored_test_says_why() {
     report("#[ignore] without a reason (`#[ignore = \"...\"]`):", &offenders);
 }
 
+/// Who reads the machine's clock, and why that decides nothing. Everything else counts with CLOCK_BOOTTIME or
+/// `Instant`: a clock that is set by an hour moves no role and no timer.
+const WALL_CLOCK: &[(&str, &str)] = &[
+    ("src/bus/time.rs", "the times of events, for people"),
+    ("src/link/pki/token.rs", "the expiry of a token that somebody carries to another machine"),
+    ("src/store/state.rs", "a lower bound of a counter that also grows by itself"),
+    ("src/replica/standby/mod.rs", "the name of a quarantine"),
+    ("src/replica/primary/conn.rs", "an identity where the system gives no randomness"),
+];
+
+#[test]
+fn no_decision_reads_the_wall_clock() {
+    let clocks = ["SystemTime", "UtcDateTime", "OffsetDateTime", "Zoned", "Timestamp::now", "CLOCK_REALTIME"];
+    let mut offenders = Vec::new();
+    let mut unused: BTreeSet<&str> = WALL_CLOCK.iter().map(|(file, _)| *file).collect();
+    for source in sources("src") {
+        let tests = source.code.find("mod tests {").unwrap_or(source.code.len());
+        let code = &source.code[..tests];
+        let lines = clocks.iter().flat_map(|clock| hits(&source, code, clock));
+        if WALL_CLOCK.iter().any(|(file, _)| *file == source.name) {
+            if lines.count() > 0 {
+                unused.remove(source.name.as_str());
+            }
+        } else {
+            offenders.extend(lines.map(|line| format!("{}:{line}", source.name)));
+        }
+    }
+    report(
+        "the wall clock is read (use sys::clock::boottime or Instant, or say why in WALL_CLOCK):",
+        &offenders,
+    );
+    assert!(unused.is_empty(), "exceptions that nobody needs: {unused:?}");
+}
+
 /// (file, line, code) of every "SKC-E####", "SKC-R####" and "SKC-V####" in a text.
 fn codes_in(name: &str, text: &str) -> Vec<(String, usize, String)> {
     let mut found = Vec::new();
