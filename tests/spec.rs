@@ -66,8 +66,24 @@ fn every_spec_code_is_met_by_some_bad_spec() {
         .collect();
     // Files that cannot be read are met by the command line; the others have tests of their own below.
     let elsewhere = [codes::SPEC_READ.id, codes::SPEC_AMBIGUOUS.id];
-    for code in codes::CODES.iter().filter(|c| c.id.starts_with("SKC-E1")) {
+    let refusal = |c: &&codes::Code| c.id.starts_with("SKC-E1") && !c.id.starts_with("SKC-E11");
+    for code in codes::CODES.iter().filter(refusal) {
         assert!(met.contains(code.id) != elsewhere.contains(&code.id), "{code}: {}", code.title);
+    }
+}
+
+#[test]
+fn each_unwise_spec_is_warned_of_as_recorded() {
+    let mut met = BTreeSet::new();
+    for path in files("tests/golden/spec/warn", "yaml") {
+        spec::load(&[source(&path)]).unwrap_or_else(|findings| panic!("{findings}"));
+        let warnings = spec::warnings(&[source(&path)]);
+        assert!(warnings.0.iter().all(spec::Finding::is_warning));
+        met.extend(warnings.0.iter().map(|warning| warning.code.id));
+        golden(&path.with_extension("txt"), &format!("{warnings}\n"));
+    }
+    for code in codes::CODES.iter().filter(|c| c.id.starts_with("SKC-E11")) {
+        assert!(met.contains(code.id), "{code}: {}", code.title);
     }
 }
 

@@ -4,7 +4,7 @@
 //! `src/docs/explain` belongs to one entry and the compiler refuses an entry without a page (the tidy test
 //! holds the other direction). To add one: write `src/docs/explain/SKC-E####.md`, add a line here.
 //! `SKC-E`: errors; `SKC-R`: reasons that a status shows; `SKC-V`: events.
-//! Ranges of errors: E04 refused commands, E1 specs, E20 link and identity, E21 state, E3 file system, E4 replication,
+//! Ranges of errors: E04 refused commands, E1 specs (E11 warnings), E20 link and identity, E21 state, E3 file system, E4 replication,
 //! E5 network, E6 services, E7 command line, agent, lab. E00 and E01 are never assigned (examples).
 
 use std::fmt;
@@ -106,6 +106,8 @@ codes! {
     SPEC_TIMERS = "SKC-E1027", "The timers cannot work together";
     SPEC_CHOICE = "SKC-E1028", "Not exactly one of several choices";
     SPEC_VIP_NETWORK = "SKC-E1029", "A virtual IP has no network to live on";
+    // Specs that are valid, and unwise
+    SPEC_BUSY = "SKC-E1101", "The timeout is shorter than what a busy machine sustains";
     // Link, identity, state
     LINK_NO_PAIR = "SKC-E2001", "This node is in no pair";
     LINK_ALREADY_IN_PAIR = "SKC-E2002", "This node is already in a pair";

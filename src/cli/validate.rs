@@ -1,6 +1,6 @@
 //! `skc validate -f FILE|DIR`: check specs and print every finding.
 //!
-//! Offline: needs no agent. Exit 0 when every rule holds, 2 otherwise. All files given are checked
+//! Offline: needs no agent. Exit 0 when every rule holds, 2 otherwise; warnings change nothing. All files given are checked
 //! together, so that clusters of one pair cannot claim the same directory or address.
 
 use super::common::{Output, print_value};
@@ -55,9 +55,10 @@ pub fn run(args: Args) -> ExitCode {
             Vec::new()
         }
     };
+    let warnings = if findings.0.is_empty() { spec::warnings(&sources) } else { Findings::default() };
     match output {
         Output::Human => {
-            emit(&human(&loaded, &findings));
+            emit(&human(&loaded, &findings, &warnings));
         }
         output => {
             let specs: Vec<_> = loaded
@@ -70,13 +71,16 @@ pub fn run(args: Args) -> ExitCode {
                 })
                 .collect();
             let valid = findings.0.is_empty();
-            print_value(output, &serde_json::json!({"valid": valid, "specs": specs, "findings": findings}));
+            print_value(
+                output,
+                &serde_json::json!({"valid": valid, "specs": specs, "findings": findings, "warnings": warnings}),
+            );
         }
     }
     if findings.0.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(super::common::ERROR) }
 }
 
-fn human(loaded: &[Loaded], findings: &Findings) -> String {
+fn human(loaded: &[Loaded], findings: &Findings, warnings: &Findings) -> String {
     let mut text = String::new();
     if findings.0.is_empty() {
         for Loaded { file, spec, .. } in loaded {
@@ -87,6 +91,9 @@ fn human(loaded: &[Loaded], findings: &Findings) -> String {
             };
             let _ = writeln!(text, "ok  {name}  ({file}): guarantee level {level:?}{lease}");
             text.extend(risks(spec).iter().map(|risk| format!("    {risk}\n")));
+        }
+        for warning in &warnings.0 {
+            let _ = write!(text, "\n{warning}");
         }
     } else {
         let _ = writeln!(text, "{findings}");

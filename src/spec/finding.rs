@@ -132,6 +132,11 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// Is it about something that is allowed?
+    pub fn is_warning(&self) -> bool {
+        self.code.id.starts_with("SKC-E11")
+    }
+
     /// Puts a problem at its place in `text`.
     pub fn new(file: &str, text: &str, span: Span, problem: Problem) -> Self {
         let line = text.lines().nth(span.line.saturating_sub(1)).unwrap_or("");
@@ -171,7 +176,8 @@ impl fmt::Display for Finding {
         let (shown, start) = window(&self.source_line, column);
         let before = column.saturating_sub(1).saturating_sub(start);
         let room = shown.chars().count().saturating_sub(before).max(1);
-        writeln!(f, "error[{}]: {}", self.code, self.message)?;
+        let word = if self.is_warning() { "warning" } else { "error" };
+        writeln!(f, "{word}[{}]: {}", self.code, self.message)?;
         writeln!(f, "{gutter}--> {}:{line}:{column}", self.file)?;
         writeln!(f, "{gutter} |")?;
         writeln!(f, "{line} | {}", shown.trim_end())?;

@@ -49,6 +49,9 @@ pub const RISE_FALL_MAX: u16 = 100;
 /// Shortest `heartbeat.timeout`: below, the scheduling noise of a busy two-core machine (measured: tens of
 /// milliseconds) eats the difference between half of it and all of it.
 pub const HEARTBEAT_TIMEOUT_MIN: Timespan = Timespan::from_millis(300);
+/// Below this a busy machine may look like a dead one: a warning. Chosen, not measured: half of the default, and
+/// what every scenario of the tests runs with on two busy cores. `tests/e2e/stress.rs` measures (design 0002).
+pub const HEARTBEAT_TIMEOUT_BUSY: Timespan = Timespan::from_secs(1);
 /// Longest: the freeze deadline is a multiple of it and a mount must not be frozen for minutes.
 pub const HEARTBEAT_TIMEOUT_MAX: Timespan = Timespan::from_secs(30);
 /// Heartbeats that must fit `heartbeat.timeout`: one-way loss is judged at half of it and must not fire

@@ -6,7 +6,7 @@
 use super::finding::{At, Finding, Findings, Path, Problem, Span};
 use super::view::View;
 use super::yaml::{self, Document};
-use super::{ClusterSpec, across, rules, schema, shape};
+use super::{ClusterSpec, across, rules, schema, shape, timers};
 use crate::base::codes;
 use serde_json::Value;
 
@@ -105,6 +105,20 @@ pub fn load(sources: &[Source]) -> Result<Vec<Loaded>, Findings> {
     }
     order(sources, &mut findings);
     Err(Findings(findings))
+}
+
+/// What is unwise in sources that [`load`] accepts, each with its place.
+pub fn warnings(sources: &[Source]) -> Findings {
+    let mut findings = Vec::new();
+    for source in sources {
+        for document in yaml::read(&source.file, &source.text).unwrap_or_default() {
+            let mut problems = Vec::new();
+            timers::warn(&View::root(&document.value).get("spec"), &mut problems);
+            findings.extend(problems.into_iter().map(|p| place(source, &document, p)));
+        }
+    }
+    order(sources, &mut findings);
+    Findings(findings)
 }
 
 /// Reads a text that holds exactly one spec.

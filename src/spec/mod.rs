@@ -26,7 +26,7 @@ pub use canonical::{canonical, digest};
 pub use cidr::{Cidr, CidrError};
 pub use diff::{Change, Effect, diff};
 pub use finding::{Finding, Findings, Problem};
-pub use load::{Loaded, Source, check, load, load_one};
+pub use load::{Loaded, Source, check, load, load_one, warnings};
 pub use nearest::nearest;
 pub use types::{
     ApiVersion, Arbitration, Boot, Checker, ClusterSpec, Consistency, Directory, Exec, Failback, Failover,

@@ -58,6 +58,18 @@ pub(super) fn check(spec: &View<'_>, out: &mut Vec<Problem>) {
     }
 }
 
+/// What is valid and unwise.
+pub(super) fn warn(spec: &View<'_>, out: &mut Vec<Problem>) {
+    let written = spec.get("heartbeat").get("timeout");
+    let busy = limits::HEARTBEAT_TIMEOUT_BUSY;
+    if let Some(timeout) = written.timespan(defaults::heartbeat_timeout()).filter(|timeout| *timeout < busy) {
+        let message =
+            format!("heartbeat.timeout {timeout} < {busy}: a busy machine may be taken for a dead one");
+        let hint = format!("use {busy} or more unless both machines have cores to spare");
+        out.push(Problem::new(&written.path, codes::SPEC_BUSY, message).hint(hint));
+    }
+}
+
 /// A look must end before the next one begins.
 fn checker_times(checker: &View<'_>, out: &mut Vec<Problem>) {
     let every = checker.get("interval").timespan(defaults::check_interval());

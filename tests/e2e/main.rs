@@ -21,6 +21,7 @@ mod sick;
 mod skip;
 mod specs;
 mod stalls;
+mod stress;
 mod verbs;
 mod watch;
 mod wire;
