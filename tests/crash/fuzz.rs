@@ -324,12 +324,18 @@ fn judge(world: &World, seed: u64, notes: &Path, primary: Node) -> (usize, usize
         }
         let journal = Journal::read(notes, client).expect("read a journal");
         let mut actor = Actor::single(&plain, seed, client as u64);
+        let mut done = Vec::new();
         for (n, returned) in journal.returned.iter().enumerate() {
             if journal.moved.contains(&(n as u64 + 1)) {
                 actor.moves(&plain);
             }
             let op = actor.next();
             let outcome = actor.perform(&op);
+            done.push(format!("{} {op:?}: {outcome}", n + 1));
+            if outcome != *returned {
+                let list = actor.root().with_extension("operations");
+                fs::write(list, done.join("\n")).expect("list the operations");
+            }
             assert_eq!(outcome, *returned, "seed {seed}: operation {} of client {client}: {op:?}", n + 1);
         }
         calls += journal.returned.len();
