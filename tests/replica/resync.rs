@@ -254,6 +254,23 @@ fn resync_under_live_writes_converges() {
     }
 }
 
+/// A displaced directory takes no name of a file with it that has another one outside.
+#[test]
+fn what_stays_is_not_linked_to_what_is_kept() {
+    use std::os::unix::fs::MetadataExt;
+    let mut pair = Pair::new();
+    fs::write(pair.a.path().join("f"), b"stays").unwrap();
+    fs::write(pair.b.path().join("f"), b"stays").unwrap();
+    fs::create_dir(pair.b.path().join("dir")).unwrap();
+    fs::write(pair.b.path().join("dir/only-here"), b"kept").unwrap();
+    fs::hard_link(pair.b.path().join("f"), pair.b.path().join("dir/g")).unwrap();
+    pair.gate(Gate::Alone(pair.epoch));
+    pair.connect(Plan::Resync { quarantine: true });
+    pair.finish_resync();
+    pair.assert_equal();
+    assert_eq!(fs::metadata(pair.b.path().join("f")).unwrap().nlink(), 1);
+}
+
 #[test]
 fn removed_and_overwritten_data_is_kept() {
     let mut pair = Pair::new();

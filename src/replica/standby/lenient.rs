@@ -397,7 +397,7 @@ impl Apply {
         if let Some(id) = self.tables[v].id_of(&handle) {
             self.tables[v].unbind(id);
         }
-        if stat.is_dir() && self.tables[v].len() > 1 {
+        if stat.is_dir() && (self.tables[v].len() > 1 || self.quarantines.get_mut(v).is_some()) {
             let inner = file::open_at(dir, name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
                 .map_err(at("open the displaced"))?;
             unbind_below(&mut self.tables[v], inner.as_fd(), 0, &mut self.pulse)?;
@@ -441,12 +441,14 @@ fn unbind_below(
     for (name, kind) in names_in(dir, pulse)? {
         pulse.beat()?;
         let Ok(handle) = table.tree.backing.handle_at(dir, &name) else { continue };
+        if file::stat_at(dir, &name).is_ok_and(|s| !s.is_dir() && s.nlink > 1) {
+            // A file with another name stays what it is there, and has none in quarantine, where writes to it
+            // would be seen and its count of links be felt. In a directory that is locked the name stays.
+            let _ = file::unlink(dir, &name);
+            continue;
+        }
         if let Some(id) = table.id_of(&handle) {
-            // A file with another name outside stays what it is.
-            let single = file::stat_at(dir, &name).is_ok_and(|s| s.is_dir() || s.nlink == 1);
-            if single {
-                table.unbind(id);
-            }
+            table.unbind(id);
         }
         if is_dir(dir, &name, kind) {
             let flags = libc::O_RDONLY | libc::O_DIRECTORY;
