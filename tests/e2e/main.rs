@@ -15,6 +15,7 @@ mod modes;
 mod network;
 mod records;
 mod refusals;
+mod resync;
 mod scenario;
 mod sick;
 #[path = "../skip/mod.rs"]
