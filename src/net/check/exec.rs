@@ -19,7 +19,7 @@ const DRAIN: Duration = Duration::from_millis(50);
 pub(super) struct Runner {
     argv: Vec<String>,
     /// A start that has not come back: the program lies on a file system that does not answer.
-    starting: Option<JoinHandle<io::Result<Child>>>,
+    starting: Option<JoinHandle<io::Result<Started>>>,
 }
 
 impl Runner {
@@ -40,13 +40,13 @@ impl Runner {
         });
         let started = starting.await;
         self.starting = None;
-        let mut child = match started.map_err(io::Error::other).flatten() {
-            Ok(child) => child,
+        let (mut child, group) = match started.map_err(io::Error::other).flatten() {
+            // Declared in this order, so that the group is dropped first: while the leader is not reaped the
+            // id is ours.
+            Ok(Started { group, child }) => (child, group),
             Err(error) => return Finding::bad(format!("cannot be started: {error}")),
         };
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        // Declared after `child`, so dropped before it: while the leader is not reaped the id is ours.
-        let group = Group(AtomicU32::new(child.id().unwrap_or(0)));
         let mut output = Vec::new();
         let status = {
             let mut read = std::pin::pin!(read_both(stdout, stderr, &mut output));
@@ -74,9 +74,16 @@ impl Runner {
     }
 }
 
-fn start(argv: &[String]) -> io::Result<Child> {
+/// A running command. Dropped also by nobody's hand, when its start took longer than anyone waited: then the whole
+/// group ends, too. The order of the fields is that of their ends.
+struct Started {
+    group: Group,
+    child: Child,
+}
+
+fn start(argv: &[String]) -> io::Result<Started> {
     let (program, arguments) = argv.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-    Command::new(program)
+    let child = Command::new(program)
         .args(arguments)
         .current_dir("/")
         .stdin(Stdio::null())
@@ -84,7 +91,8 @@ fn start(argv: &[String]) -> io::Result<Child> {
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true)
-        .spawn()
+        .spawn()?;
+    Ok(Started { group: Group(AtomicU32::new(child.id().unwrap_or(0))), child })
 }
 
 /// Kills the process group unless disarmed.
