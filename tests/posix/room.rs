@@ -1,10 +1,13 @@
 //! Room that a user does not get on the bare directory he does not get through the mount, though its daemon is root.
 
 use crate::skip::{skipped, this_test};
+use crate::standby::Standby;
 use crate::support::{Mounted, isolated};
 use skc::fuse::{Local, Options};
-use skc::tree::Descriptors;
-use std::os::unix::fs::PermissionsExt;
+use skc::ports::Replicator;
+use skc::sys::backing::Backing;
+use skc::tree::{Descriptors, Tree};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -66,6 +69,39 @@ fn blocks_reserved_for_root_are_not_a_users() {
         fill(&m.path("roots"), 8, 0).expect("root has them");
         let said = fill(&m.path("users2"), 1, 1000).expect_err("the same thread serves a user again");
         assert!(said.contains("No space left"), "{said}");
+        drop(m);
+        assert!(run("umount", &[&disk.to_string_lossy()]), "the disk is let go");
+    });
+}
+
+/// The file system sets the time before it looks for room.
+#[test]
+fn a_write_that_finds_no_room_has_its_time_on_the_standby_too() {
+    let test = this_test();
+    isolated(move || {
+        let Some(tmp) = small(&test, &["-m", "0"], "loop") else { return };
+        let (disk, other) = (tmp.path().join("disk"), tempfile::tempdir().expect("temporary directory"));
+        let at = other.path().to_path_buf();
+        let replicator = |tree: &Arc<Tree>| -> Arc<dyn Replicator> {
+            Arc::new(Standby::new(tree, Backing::open(&at).expect("open the standby")))
+        };
+        let dir = tmp.path().canonicalize().expect("canonical").join("disk/dir");
+        let m = Mounted::over(tmp, dir, replicator, Options::default(), Descriptors::of_process());
+        fill(&m.path("all"), 80, 0).expect_err("more than there is");
+        // Every block is taken; the file below has none yet.
+        std::fs::write(m.path("late"), b"").expect("a name needs no block");
+        let early = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        let late = std::fs::File::options().write(true).open(m.path("late")).expect("open");
+        late.set_modified(early).expect("utimens");
+        let written = late.write_at(&[1; 65536], 0);
+        assert_eq!(written.map_err(|e| e.raw_os_error()), Err(Some(28)), "ENOSPC");
+        for name in ["all", "late"] {
+            let (here, there) = (std::fs::metadata(m.path(name)), std::fs::metadata(other.path().join(name)));
+            let shown =
+                |m: std::io::Result<std::fs::Metadata>| m.map(|m| (m.len(), m.mtime(), m.mtime_nsec())).ok();
+            assert_eq!(shown(here), shown(there), "{name}");
+        }
+        drop(late);
         drop(m);
         assert!(run("umount", &[&disk.to_string_lossy()]), "the disk is let go");
     });

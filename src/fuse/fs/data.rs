@@ -5,7 +5,7 @@ use super::request::Request;
 use super::{MirrorFs, Outcome, Scratch, errno, is_early};
 use crate::fuse::abi::{self, LseekOut, OpenOut, ReadIn, WriteIn, WriteOut};
 use crate::fuse::init::MAX_WRITE;
-use crate::ports::{Admission, Errno, LocalSync};
+use crate::ports::{Admission, Errno, LocalSync, Ticket};
 use crate::proto::FsOp;
 use crate::sys::creds::Room;
 use crate::sys::file::{self, Stat};
@@ -70,11 +70,15 @@ impl MirrorFs {
         if open.append && file::stat(open.fd.as_fd())?.size != a.offset {
             return Err(errno(libc::EPERM));
         }
-        let len = {
+        let written = {
             // Whose page this was nobody knows any more; it has to go somewhere.
             let cached = a.write_flags & abi::WRITE_CACHE != 0;
             let _room = Self::room(if cached { 0 } else { r.header.uid }, &open)?;
-            file::pwrite(open.fd.as_fd(), data, a.offset)?
+            file::pwrite(open.fd.as_fd(), data, a.offset)
+        };
+        let len = match written {
+            Ok(len) => len,
+            Err(errno) => return self.failed(r, ticket, &open, None, errno),
         };
         let stat = self.stat_after(&open);
         let kill = a.write_flags & abi::WRITE_KILL_SUIDGID != 0;
@@ -102,7 +106,26 @@ impl MirrorFs {
         Ok(Room::of(if as_root { 0 } else { uid }))
     }
 
-    /// The attributes after a successful change of data.
+    /// A change of data that failed. A file system sets the time before it looks for room, so what is left of
+    /// it, also a new `size`, is told to the standby; then the caller is told `errno`.
+    fn failed(
+        &self,
+        r: &Request<'_>,
+        ticket: Ticket,
+        open: &OpenFile,
+        size: Option<u64>,
+        errno: Errno,
+    ) -> Outcome {
+        if is_early(errno) {
+            return Err(errno.into());
+        }
+        let mtime = self.stat_after(open).mtime;
+        let op = FsOp::SetAttr { id: open.id, mode: None, uid: None, gid: None, size, atime: None, mtime };
+        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_failure(r, errno));
+        Ok(())
+    }
+
+    /// The attributes after a change of data.
     fn stat_after(&self, open: &OpenFile) -> Stat {
         file::stat(open.fd.as_fd()).unwrap_or_else(|errno| {
             tracing::error!(errno = errno.0, id = open.id.0, "stat after a write failed");
@@ -136,16 +159,8 @@ impl MirrorFs {
                 self.spoil("zeroing a range failed half-way");
             }
             // Out of space half-way, some file systems leave the file longer: the standby's must be too.
-            let stat = self.stat_after(&open);
-            if stat.size == size_before {
-                return Err(errno.into());
-            }
-            let (size, mtime) = (Some(stat.size), stat.mtime);
-            let op =
-                FsOp::SetAttr { id: open.id, mode: None, uid: None, gid: None, size, atime: None, mtime };
-            let reply = self.pending_failure(r, errno);
-            self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
-            return Ok(());
+            let size = self.stat_after(&open).size;
+            return self.failed(r, ticket, &open, (size != size_before).then_some(size), errno);
         }
         let op = FsOp::Fallocate {
             id: open.id,
@@ -185,7 +200,11 @@ impl MirrorFs {
         let len = a.len.min(u64::from(MAX_WRITE)) as usize;
         let copied = {
             let _room = Self::room(r.header.uid, &to)?;
-            file::copy_range(from.fd.as_fd(), a.off_in, to.fd.as_fd(), a.off_out, len)?
+            file::copy_range(from.fd.as_fd(), a.off_in, to.fd.as_fd(), a.off_out, len)
+        };
+        let copied = match copied {
+            Ok(copied) => copied,
+            Err(errno) => return self.failed(r, ticket, &to, None, errno),
         };
         let body = WriteOut { size: copied as u32, padding: 0 };
         if copied == 0 {
