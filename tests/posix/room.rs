@@ -93,7 +93,7 @@ fn a_write_that_finds_no_room_has_its_time_on_the_standby_too() {
         let early = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
         let late = std::fs::File::options().write(true).open(m.path("late")).expect("open");
         late.set_modified(early).expect("utimens");
-        let written = late.write_at(&[1; 65536], 0);
+        let written = late.write_at(&vec![1; 65536], 0);
         assert_eq!(written.map_err(|e| e.raw_os_error()), Err(Some(28)), "ENOSPC");
         for name in ["all", "late"] {
             let (here, there) = (std::fs::metadata(m.path(name)), std::fs::metadata(other.path().join(name)));
