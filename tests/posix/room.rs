@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Writes `mib` MiB as user `uid`; what dd says if it fails.
 fn fill(path: &Path, mib: u32, uid: u32) -> Result<(), String> {
@@ -104,6 +105,37 @@ fn a_write_that_finds_no_room_has_its_time_on_the_standby_too() {
         drop(late);
         drop(m);
         assert!(run("umount", &[&disk.to_string_lossy()]), "the disk is let go");
+    });
+}
+
+/// A failing disk is judged by what the mount reports of it.
+#[test]
+fn a_write_that_the_disk_fails_is_reported() {
+    let test = this_test();
+    isolated(move || {
+        let Some(tmp) = small(&test, &["-m", "0"], "loop,errors=continue") else { return };
+        let (disk, other) = (tmp.path().join("disk"), tempfile::tempdir().expect("temporary directory"));
+        let at = disk.to_string_lossy().into_owned();
+        let dir = tmp.path().canonicalize().expect("canonical").join("disk/dir");
+        let mut standby = None;
+        let replicator = |tree: &Arc<Tree>| -> Arc<dyn Replicator> {
+            let made = Arc::new(Standby::new(tree, Backing::open(other.path()).expect("open the standby")));
+            standby = Some(Arc::clone(&made));
+            made
+        };
+        let m = Mounted::over(tmp, dir, replicator, Options::default(), Descriptors::of_process());
+        let standby = standby.expect("made");
+        let file = std::fs::File::create(m.path("f")).expect("create");
+        if !run("mount", &["-o", "remount,abort", &at]) {
+            return skipped(&test, "no ext4 that can be told to fail");
+        }
+        let failed = file.write_at(&[1; 4096], 0).expect_err("the file system has failed");
+        assert!(matches!(failed.raw_os_error(), Some(5 | 30)), "EIO or EROFS: {failed}");
+        assert!(standby.disk_failures.load(Ordering::SeqCst) > 0, "the failure is reported");
+        drop(file);
+        drop(m);
+        drop(standby);
+        assert!(run("umount", &[&at]), "the disk is let go");
     });
 }
 

@@ -2,7 +2,7 @@
 //! enough to rebuild the tree. It is simple on purpose and shares no code with the real standby.
 
 use skc::base::{Epoch, Volume};
-use skc::ports::{Admission, Gate, LocalSync, Names, ParkedRequest, PendingReply, Replicator, Ticket};
+use skc::ports::{Admission, Errno, Gate, LocalSync, Names, ParkedRequest, PendingReply, Replicator, Ticket};
 use skc::proto::fsop::Time;
 use skc::proto::{FileId, FsOp};
 use skc::sys::backing::{Backing, FileHandle};
@@ -10,6 +10,7 @@ use skc::sys::file::{self, SetTime, flags};
 use skc::tree::Tree;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 pub struct Standby {
@@ -17,6 +18,8 @@ pub struct Standby {
     tree: Arc<Tree>,
     backing: Backing,
     state: Mutex<State>,
+    /// How often the mount said that its disk fails.
+    pub disk_failures: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -29,7 +32,13 @@ struct State {
 impl Standby {
     pub fn new(tree: &Arc<Tree>, backing: Backing) -> Self {
         let gate = RwLock::new(Gate::Alone(Epoch::default()));
-        Self { gate, tree: Arc::clone(tree), backing, state: Mutex::default() }
+        Self {
+            gate,
+            tree: Arc::clone(tree),
+            backing,
+            state: Mutex::default(),
+            disk_failures: AtomicUsize::new(0),
+        }
     }
 
     fn fd(&self, s: &mut State, id: FileId) -> OwnedFd {
@@ -202,6 +211,10 @@ const fn libc_o_path() -> i32 {
 }
 
 impl Replicator for Standby {
+    fn disk_failed(&self, _errno: Errno) {
+        self.disk_failures.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn admit(&self) -> Admission<'_> {
         Admission::Go(Ticket { guard: self.gate.read().expect("gate") })
     }

@@ -122,6 +122,7 @@ impl MirrorFs {
         let mtime = self.stat_after(open).mtime;
         let op = FsOp::SetAttr { id: open.id, mode: None, uid: None, gid: None, size, atime: None, mtime };
         self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_failure(r, errno));
+        self.tell_of_disk(errno);
         Ok(())
     }
 

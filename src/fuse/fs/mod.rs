@@ -148,9 +148,7 @@ impl MirrorFs {
         match self.run(&mut request, scratch) {
             Ok(()) => {}
             Err(Stop::Errno(errno)) => {
-                if errno.is_of_disk() {
-                    self.replicator.disk_failed(errno);
-                }
+                self.tell_of_disk(errno);
                 self.device.error(unique, errno);
             }
             Err(Stop::Park) => {
@@ -327,6 +325,13 @@ impl MirrorFs {
         let (tree, files) = (Arc::clone(&self.tree), Arc::clone(&self.files));
         let sink = Arc::new(Unmade { sink: Arc::clone(&self.sink), tree, files, id, fh });
         PendingReply::new(sink, r.header.unique, body.as_bytes())
+    }
+
+    /// A failed request may say that the disk fails.
+    fn tell_of_disk(&self, errno: Errno) {
+        if errno.is_of_disk() {
+            self.replicator.disk_failed(errno);
+        }
     }
 
     /// A reply for a request that changed something and failed all the same: the change is replicated,
