@@ -4,9 +4,11 @@
 
 pub mod codes;
 pub mod ids;
+pub mod patterns;
 pub mod time;
 pub mod units;
 
 pub use ids::{ClusterId, Epoch, Generation, NodeId, OpSeq, Volume};
+pub use patterns::Patterns;
 pub use time::{Millis, Mono};
 pub use units::{Rate, Size, Timespan};
