@@ -86,6 +86,7 @@ fn samples() -> Vec<(Kind, Vec<u8>)> {
         FsOp::SetFlags { id: FileId(3), flags: 0x10 },
         FsOp::Fsync { id: FileId(3), data_only: true },
         FsOp::SyncFs,
+        FsOp::Touch { parent: FileId(1), dir_mtime: (7, 8), other: Some((FileId(3), (9, 10))) },
     ];
     for op in &ops {
         let by_ref = OpFrameRef { volume: Volume(1), sync: true, op };

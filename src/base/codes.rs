@@ -96,6 +96,7 @@ codes! {
     SPEC_TEXT = "SKC-E1016", "A text is malformed";
     SPEC_ADDRESS = "SKC-E1017", "An address is malformed";
     SPEC_PATH = "SKC-E1018", "A path is malformed";
+    SPEC_PATTERN = "SKC-E1019", "A pattern is malformed";
     SPEC_NOT_YET = "SKC-E1020", "This is not supported yet";
     SPEC_DUPLICATE_NAME = "SKC-E1021", "A name or path occurs twice";
     SPEC_DUPLICATE_ADDRESS = "SKC-E1022", "An address occurs twice";
@@ -149,6 +150,7 @@ codes! {
     FS_UNMOUNTED = "SKC-E3012", "The mirror's mount was taken away";
     FS_BELOW = "SKC-E3013", "Something is mounted below the directory";
     FS_SICK = "SKC-E3014", "The disk does not answer, or fails again and again";
+    FS_LINK_ACROSS = "SKC-E3015", "A file has a mirrored name and a local one";
     // Replication
     REPL_APPLY = "SKC-E4001", "The standby cannot apply";
     REPL_STUCK = "SKC-E4005", "The data path does not come to rest";

@@ -2,6 +2,7 @@
 
 use super::common::{Output, failed, print_value, say};
 use super::output::{errln, outln};
+use crate::base::Patterns;
 use crate::lab::forward::{self, shape::Shape};
 use crate::lab::node::{self, STATE_DIR};
 use crate::lab::wait::{Condition, Part};
@@ -9,7 +10,8 @@ use crate::lab::{Kill, Lab, LabError, Link, Node, Result};
 use crate::lab::{bench, compare};
 use clap::Subcommand;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -140,6 +142,12 @@ enum Verb {
     Compare {
         /// Path inside the nodes
         path: String,
+        /// As in the spec: what matches is left out (repeatable)
+        #[arg(long, value_name = "PATTERN")]
+        exclude: Vec<String>,
+        /// As in the spec: only what matches is compared (repeatable)
+        #[arg(long, value_name = "PATTERN")]
+        include: Vec<String>,
         /// Output form
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
@@ -265,7 +273,11 @@ fn verb(args: Args) -> Result<ExitCode> {
             let shown = found.display().to_string();
             say(output, &serde_json::json!({"path": shown}), || shown.clone() + "\n");
         }
-        Verb::Compare { path, output } => return compare(&lab, &path, output),
+        Verb::Compare { path, exclude, include, output } => {
+            let patterns = Patterns::new(&exclude, &include)
+                .map_err(|bad| LabError::Refused(format!("the pattern --{bad}")))?;
+            return compare(&lab, &path, patterns.as_ref(), output);
+        }
         Verb::Bench { rounds, scale, targets, output } => {
             let options = bench::Options { targets, rounds, scale };
             let report = bench::run(&lab, &options, &mut |line| errln!("{line}"))?;
@@ -283,7 +295,7 @@ fn verb(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn compare(lab: &Lab, path: &str, output: Output) -> Result<ExitCode> {
+fn compare(lab: &Lab, path: &str, patterns: Option<&Patterns>, output: Output) -> Result<ExitCode> {
     let [a, b] = Node::PAIR.map(|node| lab.backing(node, path));
     for root in [&a, &b] {
         // Blocks whose zeroing is still in a journal count as data for as long as their pages cannot be dropped.
@@ -292,7 +304,15 @@ fn compare(lab: &Lab, path: &str, output: Output) -> Result<ExitCode> {
         });
         synced.map_err(|source| LabError::Io { op: "sync", path: root.clone(), source })?;
     }
-    let found = compare::trees(&a, &b).map_err(|source| LabError::Io { op: "compare", path: a, source })?;
+    let is_mirrored = |path: &Path, is_dir| {
+        let names: Vec<&[u8]> = path.iter().map(OsStrExt::as_bytes).collect();
+        patterns.is_none_or(|patterns| patterns.mirrors(&names, is_dir))
+    };
+    let found = compare::mirrored(&a, &b, &is_mirrored).map_err(|source| LabError::Io {
+        op: "compare",
+        path: a,
+        source,
+    })?;
     say(output, &serde_json::json!(found), || {
         let counts =
             format!("{} objects, {} bytes: {} differences", found.objects, found.bytes, found.differences);

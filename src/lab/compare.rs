@@ -69,13 +69,23 @@ struct Object {
 
 /// Compares the trees at `left` and `right`.
 pub fn trees(left: &Path, right: &Path) -> io::Result<Comparison> {
+    mirrored(left, right, &|_, _| true)
+}
+
+/// Compares what of the trees at `left` and `right` is mirrored: `is_mirrored` is asked with the path below the
+/// root of each object in a mirrored directory, and whether it is a directory.
+pub fn mirrored(
+    left: &Path,
+    right: &Path,
+    is_mirrored: &dyn Fn(&Path, bool) -> bool,
+) -> io::Result<Comparison> {
     let block = fs::metadata(left)?.blksize().max(fs::metadata(right)?.blksize()).max(1);
     let of_type = |path: &Path| -> io::Result<i64> {
         let stat = crate::sys::file::stat_fs(File::open(path)?.as_fd());
         Ok(stat.map_err(|e| io::Error::from_raw_os_error(e.0))?.kind)
     };
     let flags = if of_type(left)? == of_type(right)? { FLAGS } else { 0 };
-    let (a, b) = (read(left, block, flags)?, read(right, block, flags)?);
+    let (a, b) = (read(left, block, flags, is_mirrored)?, read(right, block, flags, is_mirrored)?);
     let mut result = Comparison::default();
     for (path, one) in &a {
         result.objects += 1;
@@ -120,13 +130,21 @@ fn names(object: &Object) -> String {
     format!("[{}]", object.xattrs.iter().map(show).collect::<Vec<_>>().join(" "))
 }
 
-fn read(root: &Path, block: u64, flags: u32) -> io::Result<BTreeMap<PathBuf, Object>> {
+fn read(
+    root: &Path,
+    block: u64,
+    flags: u32,
+    is_mirrored: &dyn Fn(&Path, bool) -> bool,
+) -> io::Result<BTreeMap<PathBuf, Object>> {
     let mut objects = BTreeMap::new();
     let mut inodes = BTreeMap::<u64, Vec<PathBuf>>::new();
     let mut todo = vec![PathBuf::new()];
     while let Some(relative) = todo.pop() {
         let path = if relative.as_os_str().is_empty() { root.to_owned() } else { root.join(&relative) };
         let meta = fs::symlink_metadata(&path).map_err(|e| named(&path, &e))?;
+        if !relative.as_os_str().is_empty() && !is_mirrored(&relative, meta.is_dir()) {
+            continue;
+        }
         if meta.is_dir() {
             for entry in fs::read_dir(&path).map_err(|e| named(&path, &e))? {
                 let name = entry.map_err(|e| named(&path, &e))?.file_name();

@@ -14,6 +14,13 @@ pub struct FileId(pub u64);
 impl FileId {
     /// The volume's root directory.
     pub const ROOT: Self = Self(1);
+    /// Ids from here on are of objects that stay on one node (`exclude`). They never travel.
+    pub const FIRST_LOCAL: Self = Self(1 << 63);
+
+    /// Does the object stay on one node? It does so for the whole life of its id.
+    pub const fn is_local(self) -> bool {
+        self.0 >= Self::FIRST_LOCAL.0
+    }
 }
 
 /// Settable attributes as the sender's file system shows them after the operation.
@@ -157,4 +164,7 @@ pub enum FsOp {
     Fsync { id: FileId, data_only: bool },
     /// The whole volume (`skc sync`), likewise.
     SyncFs,
+    /// Something that stays local was made, moved or removed in a directory, or from one to the `other`: only
+    /// their modification times are news.
+    Touch { parent: FileId, dir_mtime: Time, other: Option<(FileId, Time)> },
 }

@@ -18,7 +18,7 @@ pub const DIRECTORIES_MAX: usize = 64;
 pub const PATH_MAX: usize = 4095;
 /// Longest path component: Linux NAME_MAX.
 pub const PATH_COMPONENT_MAX: usize = 255;
-/// Patterns of one directory (parsed, not honoured in this version).
+/// Patterns of one list of a directory; their components together are bounded by `base::patterns`.
 pub const PATTERNS_MAX: usize = 64;
 /// Services of a cluster: they start one after the other.
 pub const SERVICES_MAX: usize = 64;

@@ -6,7 +6,8 @@
 use super::finding::{Path, Problem};
 use super::view::View;
 use super::{Cidr, defaults, formats, limits, nearest, timers};
-use crate::base::{Size, codes};
+use crate::base::patterns::PatternError;
+use crate::base::{Patterns, Size, codes};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -24,6 +25,7 @@ pub(super) fn check(root: &View<'_>) -> Vec<Problem> {
     names(&spec, &mut out);
     nodes(&spec, &mut out);
     directories(&spec, &mut out);
+    patterns(&spec, &mut out);
     addresses(&spec, &mut out);
     services(&spec, &mut out);
     checkers(&spec, &mut out);
@@ -45,14 +47,6 @@ fn not_yet(spec: &View<'_>, out: &mut Vec<Problem>) {
     if range.text().parse::<Size>().is_ok_and(|size| size != defaults::range()) {
         let hint = format!("use {} or remove it", defaults::range());
         refuse(&range, format!("range: {}", range.text()), &hint);
-    }
-    for directory in spec.get("directories").items() {
-        for field in ["exclude", "include"] {
-            let view = directory.get(field);
-            if view.value.as_array().is_some_and(|list| !list.is_empty()) {
-                refuse(&view, field.to_owned(), "remove it: the whole directory is mirrored");
-            }
-        }
     }
     for service in spec.get("services").items() {
         let unit = service.get("systemd");
@@ -157,6 +151,48 @@ fn directories(spec: &View<'_>, out: &mut Vec<Problem>) {
                 out.push(Problem::new(&view.path, codes::SPEC_OVERLAP, message));
             }
         }
+    }
+}
+
+/// What of a directory stays on each node.
+fn patterns(spec: &View<'_>, out: &mut Vec<Problem>) {
+    for directory in spec.get("directories").items() {
+        for field in ["exclude", "include"] {
+            let list = directory.get(field);
+            let views: Vec<View<'_>> = list.items().filter(|item| item.value.is_string()).collect();
+            let texts: Vec<&str> = views.iter().map(View::text).collect();
+            let alone = texts
+                .iter()
+                .zip(&views)
+                .filter_map(|(text, view)| Patterns::new(&[*text], &[]).err().map(|bad| (view, bad.error)));
+            let mut bad: Vec<(&View<'_>, PatternError)> = alone.collect();
+            if bad.is_empty()
+                && let Err(together) = Patterns::new(&texts, &[])
+            {
+                bad.extend(views.get(together.index).map(|view| (view, together.error)));
+            }
+            for (view, error) in bad {
+                let message = format!("the pattern {:?} cannot be used: {error}", view.text());
+                let problem = Problem::new(&view.path, codes::SPEC_PATTERN, message);
+                out.push(match pattern_hint(view.text(), &error) {
+                    Some(hint) => problem.hint(hint),
+                    None => problem,
+                });
+            }
+        }
+    }
+}
+
+fn pattern_hint(text: &str, error: &PatternError) -> Option<String> {
+    match error {
+        PatternError::EmptyComponent => {
+            let plain: Vec<&str> = text.split('/').filter(|part| !part.is_empty()).collect();
+            let root = if text.starts_with('/') { "/" } else { "" };
+            Some(format!("write {root}{}: what lies below is meant with it", plain.join("/")))
+        }
+        PatternError::Everything => Some("remove it, or remove the directory".to_owned()),
+        PatternError::DoubleStar => Some("write a/**/b; within a name one * is enough".to_owned()),
+        _ => None,
     }
 }
 

@@ -140,11 +140,13 @@ pub struct Directory {
     /// Overrides `replication.consistency` for this directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consistency: Option<Consistency>,
-    /// Patterns that stay local (not yet).
+    /// What stays on each node, with everything below it: `*.tmp` anywhere, `/cache` right below the directory,
+    /// `*`, `?`, `[...]`, `{a,b}` within a name, `**` for any number of directories.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::PATTERNS_MAX), inner(length(max = limits::PATH_MAX)))]
     pub exclude: Vec<String>,
-    /// Patterns that are mirrored although excluded (not yet).
+    /// If there are any: only what matches is mirrored, with everything below it and the directories that lead
+    /// to it. `exclude` goes first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::PATTERNS_MAX), inner(length(max = limits::PATH_MAX)))]
     pub include: Vec<String>,

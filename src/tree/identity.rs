@@ -8,9 +8,10 @@
 //! with the boot; it is kept for display.
 
 use super::HIDDEN_DIR;
+use crate::base::Patterns;
 use crate::ports::Errno;
 use crate::sys::backing::{Backing, FileHandle};
-use crate::sys::file::{self, Entries};
+use crate::sys::file::{self, DirEntry, Entries};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -135,8 +136,8 @@ fn write(backing: &Backing, what: &'static str, value: &[u8]) -> Result<(), Iden
     wrote.map_err(|errno| IdentityError::Write { what, errno })
 }
 
-/// Holds the directory nothing an operator would miss?
-pub fn is_empty(backing: &Backing) -> Result<bool, IdentityError> {
+/// Holds the directory nothing an operator would miss, and nothing that is mirrored?
+pub fn is_empty(backing: &Backing, patterns: Option<&Patterns>) -> Result<bool, IdentityError> {
     let dir = file::open_dir(backing.base()).map_err(IdentityError::List)?;
     let mut buf = [0; 4096];
     loop {
@@ -145,7 +146,10 @@ pub fn is_empty(backing: &Backing) -> Result<bool, IdentityError> {
             return Ok(true);
         }
         let ignored: [&[u8]; 4] = [b".", b"..", b"lost+found", HIDDEN_DIR];
-        if Entries::new(&buf[..len]).any(|e| !ignored.contains(&e.name)) {
+        let is_dir = |kind| matches!(kind, libc::DT_DIR | libc::DT_UNKNOWN);
+        let local =
+            |e: &DirEntry<'_>| patterns.is_some_and(|p| p.child(p.root(), e.name, is_dir(e.kind)).is_none());
+        if Entries::new(&buf[..len]).any(|e| !ignored.contains(&e.name) && !local(&e)) {
             return Ok(false);
         }
     }
@@ -179,9 +183,13 @@ pub fn renew(backing: &Backing) -> Result<Identity, IdentityError> {
 
 /// Compares the directory with what is remembered. `Missing` and `EmptyWhereNotEmpty` need no content to
 /// have been there: a directory that was taken into the mirror has a token even while it is empty.
-pub fn check(backing: &Backing, expected: &Identity) -> Result<Verdict, IdentityError> {
+pub fn check(
+    backing: &Backing,
+    patterns: Option<&Patterns>,
+    expected: &Identity,
+) -> Result<Verdict, IdentityError> {
     let token = read(backing, TOKEN)?;
-    let empty = is_empty(backing)?;
+    let empty = is_empty(backing, patterns)?;
     Ok(match token {
         None if empty => Verdict::EmptyWhereNotEmpty,
         None => Verdict::Missing,

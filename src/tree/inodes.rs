@@ -6,10 +6,17 @@
 //! child's name holds it. About 250 bytes an entry, no descriptor; the exception are objects without a
 //! name (unlinked while in use, O_TMPFILE): one O_PATH descriptor keeps them alive until the kernel
 //! forgets them, bounded by what applications hold open and counted with it.
+//!
+//! Where the directory has patterns, an object is mirrored or local from the first time it is met, by the name
+//! it is met at, and its id says which. No name may lead from one side to the other (`fuse` refuses it), so names of the
+//! wrong side are somebody's who bypasses the mount: they are not remembered.
 
 use super::descriptors::{Descriptors, Share};
+use crate::base::Patterns;
+use crate::base::patterns::Scope;
 use crate::proto::FileId;
 use crate::sys::backing::FileHandle;
+use crate::sys::file::Stat;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +37,8 @@ struct Inode {
     /// Newest last. One for almost every object.
     aliases: Vec<(FileId, Box<[u8]>)>,
     kept: Option<Kept>,
+    /// Of a mirrored directory, where there are patterns. It never changes.
+    scope: Option<Box<Scope>>,
 }
 
 /// The descriptor of an object without a name.
@@ -38,13 +47,20 @@ type Kept = (Arc<OwnedFd>, Share);
 #[derive(Debug)]
 struct Inner {
     next: u64,
+    next_local: u64,
+    patterns: Option<Arc<Patterns>>,
     by_id: HashMap<FileId, Inode>,
     by_handle: HashMap<FileHandle, FileId>,
 }
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub struct InodeTable(Mutex<Inner>, Arc<Descriptors>);
+pub struct InodeTable {
+    inner: Mutex<Inner>,
+    descriptors: Arc<Descriptors>,
+    /// There are patterns.
+    filtered: bool,
+}
 
 /// An object the kernel knows, for invalidation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,15 +71,46 @@ pub struct Known {
     pub aliases: Vec<Alias>,
 }
 
+/// What a name makes of the object that is met at it.
+enum Side {
+    Local,
+    Mirrored(Option<Box<Scope>>),
+}
+
+impl Side {
+    const fn is_of(&self, id: FileId) -> bool {
+        matches!(self, Self::Local) == id.is_local()
+    }
+}
+
 impl Inner {
-    fn insert(&mut self, handle: FileHandle) -> FileId {
+    /// The side of a name. A parent that is not known, or no directory, has no say: nothing can be there.
+    fn side(&self, parent: FileId, name: &[u8], is_dir: bool) -> Side {
+        let Some(patterns) = &self.patterns else { return Side::Mirrored(None) };
+        if parent.is_local() {
+            return Side::Local;
+        }
+        let Some(scope) = self.by_id.get(&parent).and_then(|p| p.scope.as_deref()) else {
+            return Side::Mirrored(None);
+        };
+        match patterns.child(*scope, name, is_dir) {
+            Some(scope) => Side::Mirrored(is_dir.then(|| Box::new(scope))),
+            None => Side::Local,
+        }
+    }
+
+    fn insert(&mut self, handle: FileHandle, side: Side) -> FileId {
         if let Some(id) = self.by_handle.get(&handle) {
             return *id;
         }
-        let id = FileId(self.next);
-        self.next += 1;
+        let (counter, scope) = match side {
+            Side::Local => (&mut self.next_local, None),
+            Side::Mirrored(scope) => (&mut self.next, scope),
+        };
+        let id = FileId(*counter);
+        *counter += 1;
         self.by_handle.insert(handle, id);
-        self.by_id.insert(id, Inode { handle, lookups: 0, pins: 0, aliases: Vec::new(), kept: None });
+        self.by_id.insert(id, Inode { handle, lookups: 0, pins: 0, aliases: Vec::new(), kept: None, scope });
         id
     }
 
@@ -125,14 +172,22 @@ impl Inner {
 
 impl InodeTable {
     /// A table that knows the root and counts what it keeps in `descriptors`.
-    pub fn new(root: FileHandle, descriptors: Arc<Descriptors>) -> Self {
-        let mut inner = Inner { next: FileId::ROOT.0, by_id: HashMap::new(), by_handle: HashMap::new() };
-        inner.insert(root);
-        Self(Mutex::new(inner), descriptors)
+    pub fn new(root: FileHandle, descriptors: Arc<Descriptors>, patterns: Option<Arc<Patterns>>) -> Self {
+        let scope = patterns.as_ref().map(|p| Box::new(p.root()));
+        let filtered = patterns.is_some();
+        let mut inner = Inner {
+            next: FileId::ROOT.0,
+            next_local: FileId::FIRST_LOCAL.0,
+            patterns,
+            by_id: HashMap::new(),
+            by_handle: HashMap::new(),
+        };
+        inner.insert(root, Side::Mirrored(scope));
+        Self { inner: Mutex::new(inner), descriptors, filtered }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The handle of `id`.
@@ -151,41 +206,69 @@ impl InodeTable {
     }
 
     /// The kernel looked `handle` up at (parent, name): one more reference by the kernel.
-    /// `links` is its link count: with one link the name replaces older ones.
-    pub fn lookup(&self, handle: FileHandle, parent: FileId, name: &[u8], links: u32) -> FileId {
+    /// With one link the name replaces older ones.
+    pub fn lookup(&self, handle: FileHandle, parent: FileId, name: &[u8], stat: &Stat) -> FileId {
         let mut inner = self.lock();
-        let id = inner.insert(handle);
+        let side = inner.side(parent, name, stat.is_dir());
+        // One of two names, the other of which is on the other side, is no name to go by.
+        let known = inner.by_handle.get(&handle).is_none_or(|id| side.is_of(*id));
+        let id = inner.insert(handle, side);
         if let Some(inode) = inner.by_id.get_mut(&id) {
             inode.lookups += 1;
         }
-        // The gone list stays empty: the parent is held by the kernel, older ones are rarely ours.
-        inner.add_alias(id, parent, name, links <= 1, &mut Vec::new());
-        id
-    }
-
-    /// The kernel got an object without a name (O_TMPFILE): one reference, `kept` keeps it alive.
-    pub fn lookup_unnamed(&self, handle: FileHandle, kept: OwnedFd) -> FileId {
-        let mut inner = self.lock();
-        let id = inner.insert(handle);
-        if let Some(inode) = inner.by_id.get_mut(&id) {
-            inode.lookups += 1;
-            inode.kept = Some((Arc::new(kept), self.1.take_anyway()));
+        if known {
+            // The gone list stays empty: the parent is held by the kernel, older ones are rarely ours.
+            inner.add_alias(id, parent, name, stat.nlink <= 1, &mut Vec::new());
         }
         id
     }
 
-    /// The id of `handle` seen at `alias`, made known and **pinned once**: give it back with
+    /// The kernel got an object without a name (O_TMPFILE) in `parent`, whose side it takes: one reference, `kept`
+    /// keeps it alive.
+    pub fn lookup_unnamed(&self, handle: FileHandle, parent: FileId, kept: OwnedFd) -> FileId {
+        let mut inner = self.lock();
+        let side = if parent.is_local() { Side::Local } else { Side::Mirrored(None) };
+        let id = inner.insert(handle, side);
+        if let Some(inode) = inner.by_id.get_mut(&id) {
+            inode.lookups += 1;
+            inode.kept = Some((Arc::new(kept), self.descriptors.take_anyway()));
+        }
+        id
+    }
+
+    /// The id of `handle` seen at (parent, name), made known and **pinned once**: give it back with
     /// [`InodeTable::unpin`]. For resync and for binding parents.
-    pub fn get_or_insert(&self, handle: FileHandle, alias: Option<(FileId, &[u8])>) -> FileId {
+    pub fn get_or_insert(&self, handle: FileHandle, parent: FileId, name: &[u8], is_dir: bool) -> FileId {
         let mut inner = self.lock();
-        let id = inner.insert(handle);
+        let side = inner.side(parent, name, is_dir);
+        let known = inner.by_handle.get(&handle).is_none_or(|id| side.is_of(*id));
+        let id = inner.insert(handle, side);
         if let Some(inode) = inner.by_id.get_mut(&id) {
             inode.pins += 1;
         }
-        if let Some((parent, name)) = alias {
+        if known {
             inner.add_alias(id, parent, name, false, &mut Vec::new());
         }
         id
+    }
+
+    /// Does what is or will be at (parent, name) stay local? Free of cost where there are no patterns.
+    pub fn is_local_name(&self, parent: FileId, name: &[u8], is_dir: bool) -> bool {
+        parent.is_local() || (self.filtered && matches!(self.lock().side(parent, name, is_dir), Side::Local))
+    }
+
+    /// May an object of this type be moved from one name to the other? Not where it, or something that may be
+    /// below it, would be on the other side there.
+    pub fn may_move(&self, from: (FileId, &[u8]), to: (FileId, &[u8]), is_dir: bool) -> bool {
+        if !self.filtered {
+            return true;
+        }
+        let inner = self.lock();
+        match (inner.side(from.0, from.1, is_dir), inner.side(to.0, to.1, is_dir)) {
+            (Side::Local, Side::Local) => true,
+            (Side::Mirrored(from), Side::Mirrored(to)) => from == to,
+            _ => false,
+        }
     }
 
     /// One more pin on a known id; false if it is not known.
@@ -245,7 +328,7 @@ impl InodeTable {
         // The old descriptor is closed after the lock is released: a last close may delete a file.
         let old = match self.lock().by_id.get_mut(&id) {
             Some(inode) => {
-                let kept = fd.map(|fd| (Arc::new(fd), self.1.take_anyway()));
+                let kept = fd.map(|fd| (Arc::new(fd), self.descriptors.take_anyway()));
                 std::mem::replace(&mut inode.kept, kept)
             }
             None => None,

@@ -14,17 +14,21 @@
 //! # Hidden
 //! `.skc/` in the root and xattrs named `trusted.skc.*` belong to the mirror itself: not shown in the
 //! mount, not replicated, not compared.
+//!
+//! # Local
+//! What [`Tree::patterns`] leave to each node is in the mount like everything else, and not replicated: [`local`].
 
 mod descriptors;
 pub mod identity;
 mod inodes;
+pub mod local;
 mod names;
 
 pub use descriptors::{Descriptors, Share};
 pub use inodes::{Alias, InodeTable, Known};
 pub use names::Trees;
 
-use crate::base::Volume;
+use crate::base::{Patterns, Volume};
 use crate::ports::Errno;
 use crate::proto::FileId;
 use crate::sys::backing::{Backing, FileHandle};
@@ -64,6 +68,8 @@ pub struct Tree {
     /// The namespace lock, see the module's documentation; taken by [`Tree::ns_shared`] and
     /// [`Tree::ns_exclusive`].
     pub ns: RwLock<()>,
+    /// What of it stays on each node; `None`: nothing does.
+    pub patterns: Option<Arc<Patterns>>,
     /// What open files are counted in.
     pub descriptors: Arc<Descriptors>,
     _counted: descriptors::Counted,
@@ -90,15 +96,26 @@ impl AsFd for PathFd {
 }
 
 impl Tree {
-    /// A tree whose only known object is the root.
+    /// A tree whose only known object is the root, mirrored as a whole.
     pub fn new(volume: Volume, backing: Backing) -> Self {
-        Self::with_descriptors(volume, backing, Descriptors::of_process())
+        Self::with(volume, backing, None, Descriptors::of_process())
     }
 
-    /// Like [`Tree::new`], with a count of its own instead of the process's.
-    pub fn with_descriptors(volume: Volume, backing: Backing, descriptors: Arc<Descriptors>) -> Self {
-        let inodes = InodeTable::new(*backing.root_handle(), Arc::clone(&descriptors));
+    /// A tree of which `patterns` leave something to each node, counted in `descriptors`.
+    pub fn with(
+        volume: Volume,
+        backing: Backing,
+        patterns: Option<Patterns>,
+        descriptors: Arc<Descriptors>,
+    ) -> Self {
+        let patterns = patterns.map(Arc::new);
+        let inodes = InodeTable::new(
+            *backing.root_handle(),
+            Arc::clone(&descriptors),
+            patterns.as_ref().map(Arc::clone),
+        );
         Self {
+            patterns,
             volume,
             backing,
             inodes,

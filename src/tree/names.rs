@@ -6,8 +6,9 @@
 //! name as if it had none would let the standby diverge, so slow is the right answer.
 
 use super::{Tree, is_hidden};
-use crate::base::Volume;
-use crate::ports::{Errno, Names};
+use crate::base::patterns::Scope;
+use crate::base::{Patterns, Volume};
+use crate::ports::Names;
 use crate::proto::FileId;
 use crate::sys::backing::FileHandle;
 use crate::sys::file::{self, Entries};
@@ -19,6 +20,8 @@ struct Seen {
     handle: FileHandle,
     parent: usize,
     name: Vec<u8>,
+    /// Where there are patterns.
+    scope: Option<Scope>,
 }
 
 impl Tree {
@@ -28,21 +31,28 @@ impl Tree {
     }
 
     /// Makes the directories of `path` known, and `id` as its last component if that is `handle`.
-    fn adopt(&self, path: &[Vec<u8>], id: FileId, handle: &FileHandle) -> Option<(FileId, Vec<u8>)> {
+    fn adopt(
+        &self,
+        path: &[Vec<u8>],
+        id: FileId,
+        handle: &FileHandle,
+        is_dir: bool,
+    ) -> Option<(FileId, Vec<u8>)> {
         let (name, dirs) = path.split_last()?;
         let mut pinned = Vec::with_capacity(dirs.len());
         let mut parent = FileId::ROOT;
         let mut walk = || {
             for dir in dirs {
-                if is_hidden(parent, dir) {
+                if is_hidden(parent, dir) || self.inodes.is_local_name(parent, dir, true) {
                     return None;
                 }
                 let fd = self.open_path(parent).ok()?;
                 let next = self.backing.handle_at(fd.as_fd(), dir).ok()?;
-                parent = self.inodes.get_or_insert(next, Some((parent, dir)));
+                parent = self.inodes.get_or_insert(next, parent, dir, true);
                 pinned.push(parent);
             }
-            (!is_hidden(parent, name) && self.holds(parent, name, handle)).then(|| {
+            let foreign = is_hidden(parent, name) || self.inodes.is_local_name(parent, name, is_dir);
+            (!foreign && self.holds(parent, name, handle)).then(|| {
                 self.inodes.set_alias(id, parent, name, false);
                 (parent, name.clone())
             })
@@ -58,11 +68,13 @@ impl Tree {
 
     /// Looks through the whole tree for a name of the inode `ino` with this handle, other than `not`.
     fn scan(&self, ino: u64, handle: &FileHandle, not: Option<(FileHandle, &[u8])>) -> Option<Vec<Vec<u8>>> {
-        let mut dirs = vec![Seen { handle: *self.backing.root_handle(), parent: 0, name: Vec::new() }];
+        let patterns = self.patterns.as_deref();
+        let scope = patterns.map(Patterns::root);
+        let mut dirs = vec![Seen { handle: *self.backing.root_handle(), parent: 0, name: Vec::new(), scope }];
         let mut buf = vec![0; 64 << 10];
         let mut at = 0;
         while at < dirs.len() {
-            let here = dirs[at].handle;
+            let (here, scope) = (dirs[at].handle, dirs[at].scope);
             // A directory that vanished meanwhile holds nothing.
             if let Ok(fd) = self.backing.open_dir(&here) {
                 while let Ok(len @ 1..) = file::read_dir(fd.as_fd(), &mut buf, None) {
@@ -76,6 +88,12 @@ impl Tree {
                         if entry.ino != ino && !dir {
                             continue;
                         }
+                        // What stays local names nothing that is mirrored.
+                        let child = |is_dir| match (patterns, scope) {
+                            (Some(p), Some(scope)) => p.child(scope, entry.name, is_dir).map(Some),
+                            _ => Some(None),
+                        };
+                        let Some(scope) = child(dir) else { continue };
                         let Ok(found) = self.backing.handle_at(fd.as_fd(), entry.name) else { continue };
                         if found == *handle && not != Some((here, entry.name)) {
                             let mut path = vec![entry.name.to_vec()];
@@ -88,7 +106,7 @@ impl Tree {
                             return Some(path);
                         }
                         if dir {
-                            dirs.push(Seen { handle: found, parent: at, name: entry.name.to_vec() });
+                            dirs.push(Seen { handle: found, parent: at, name: entry.name.to_vec(), scope });
                         }
                     }
                 }
@@ -121,7 +139,7 @@ impl Tree {
             return None;
         }
         if let Some(path) = self.backing.path_hint(fd.as_fd())
-            && let Some(found) = self.adopt(&path, id, &handle)
+            && let Some(found) = self.adopt(&path, id, &handle, stat.is_dir())
             && not != Some((found.0, &found.1))
         {
             return Some(found);
@@ -129,18 +147,7 @@ impl Tree {
         tracing::debug!(id = id.0, ino = stat.ino, "no remembered name holds, scanning the tree");
         let not = not.and_then(|(parent, name)| Some((self.inodes.handle(parent)?, name)));
         let path = self.scan(stat.ino, &handle, not)?;
-        self.adopt(&path, id, &handle)
-    }
-
-    /// Makes (parent, name) known and pinned once (see [`super::InodeTable::get_or_insert`]).
-    /// ENOENT for hidden names.
-    pub fn pin_name(&self, parent: FileId, name: &[u8]) -> Result<FileId, Errno> {
-        if is_hidden(parent, name) {
-            return Err(Errno(libc::ENOENT));
-        }
-        let dir = self.open_path(parent)?;
-        let handle = self.backing.handle_at(dir.as_fd(), name)?;
-        Ok(self.inodes.get_or_insert(handle, Some((parent, name))))
+        self.adopt(&path, id, &handle, stat.is_dir())
     }
 }
 

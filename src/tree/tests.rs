@@ -15,7 +15,7 @@ fn tree(path: &Path) -> Option<Tree> {
 fn id(tree: &Tree, parent: FileId, name: &[u8]) -> FileId {
     let dir = tree.open_path(parent).expect("open parent");
     let (handle, stat) = tree.backing.lookup(dir.as_fd(), name).expect("lookup");
-    tree.inodes.lookup(handle, parent, name, stat.nlink)
+    tree.inodes.lookup(handle, parent, name, &stat)
 }
 
 #[test]
@@ -113,15 +113,15 @@ fn an_unmounted_or_replaced_directory_is_noticed() {
     let b = Backing::open(&one).expect("open");
     let me = identity::establish(&b).expect("establish");
     assert_eq!(identity::establish(&b).as_ref(), Ok(&me));
-    assert_eq!(identity::check(&b, &me), Ok(Verdict::Ok { empty: true }));
+    assert_eq!(identity::check(&b, None, &me), Ok(Verdict::Ok { empty: true }));
     std::fs::write(one.join("f"), b"").expect("write");
-    assert_eq!(identity::check(&b, &me), Ok(Verdict::Ok { empty: false }));
+    assert_eq!(identity::check(&b, None, &me), Ok(Verdict::Ok { empty: false }));
     let other = Backing::open(&two).expect("open");
-    assert_eq!(identity::check(&other, &me), Ok(Verdict::EmptyWhereNotEmpty));
+    assert_eq!(identity::check(&other, None, &me), Ok(Verdict::EmptyWhereNotEmpty));
     std::fs::write(two.join("f"), b"").expect("write");
-    assert_eq!(identity::check(&other, &me), Ok(Verdict::Missing));
+    assert_eq!(identity::check(&other, None, &me), Ok(Verdict::Missing));
     identity::establish(&other).expect("establish");
-    assert_eq!(identity::check(&other, &me), Ok(Verdict::Replaced));
+    assert_eq!(identity::check(&other, None, &me), Ok(Verdict::Replaced));
     identity::set_stamp(&b, b"7.1").expect("stamp");
     assert_eq!(identity::stamp(&b), Ok(Some(b"7.1".to_vec())));
     assert_eq!(identity::stamp(&other), Ok(None));

@@ -6,6 +6,7 @@
 mod application;
 mod clusters;
 mod disk;
+mod exclude;
 mod handover;
 mod harness;
 mod levels;

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
+/// A directory that answers early beside one that does not.
+const FAST: Option<(&str, &str)> = Some(("/srv/fast", "consistency: async"));
 /// Files that the records go to in turn.
 const FILES: u64 = 3;
 /// A record: its number and a newline.
@@ -238,7 +240,7 @@ fn async_loses_at_most_its_window_and_its_strict_neighbour_nothing() {
     let of = |node: Node| &fast[usize::from(node == Node::NodeB)];
     let cluster = Cluster::apply(
         &lab,
-        &Spec { replication: "window: {bytes: 64KiB, age: 1s}", fast: true, ..Spec::LEDGER },
+        &Spec { replication: "window: {bytes: 64KiB, age: 1s}", second: FAST, ..Spec::LEDGER },
     );
     let primary = cluster.settled();
     let standby = primary.peer().expect("a pair");
@@ -283,7 +285,7 @@ fn async_loses_at_most_its_window_and_its_strict_neighbour_nothing() {
     tail_is_kept(&cluster, primary, of(primary), held, answered);
 
     // Strict from here on: what is answered is there.
-    let text = Spec { replication: "window: {bytes: 64KiB, age: 1s}", fast: true, ..Spec::LEDGER }.text();
+    let text = Spec { replication: "window: {bytes: 64KiB, age: 1s}", second: FAST, ..Spec::LEDGER }.text();
     let writer = Writer::start(&lab, standby, "/srv/fast", held, NO_SYNC);
     writer.progress(1000);
     cluster.change_on(standby, &text.replace(", consistency: async", ""));

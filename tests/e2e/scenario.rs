@@ -44,8 +44,8 @@ pub struct Spec {
     pub failover: &'static str,
     /// Fields of `replication:`; empty = none.
     pub replication: &'static str,
-    /// A second directory, `/srv/fast`, that is `async`?
-    pub fast: bool,
+    /// A second directory: its path, and its other fields in YAML.
+    pub second: Option<(&'static str, &'static str)>,
     /// `heartbeat.timeout`.
     pub timeout: Duration,
 }
@@ -62,14 +62,15 @@ impl Spec {
         witness: true,
         failover: "{}",
         replication: "",
-        fast: false,
+        second: None,
         timeout: TIMEOUT,
     };
 
     /// The document.
     pub fn text(&self) -> String {
         let Self { cluster, directory, port, run, vip, checkers, witness, failover, timeout, .. } = self;
-        let fast = if self.fast { "    - {path: /srv/fast, consistency: async}\n" } else { "" };
+        let second =
+            self.second.map_or(String::new(), |(path, fields)| format!("    - {{path: {path}, {fields}}}\n"));
         let replication = match self.replication {
             "" => String::new(),
             fields => format!("  replication: {{{fields}}}\n"),
@@ -90,7 +91,7 @@ spec:
     - {{name: node-b, addresses: [10.77.1.2, 10.77.2.2]}}
   directories:
     - {{path: {directory}}}
-{fast}{replication}  services:
+{second}{replication}  services:
     - name: ledger
       exec:
         run: {run}

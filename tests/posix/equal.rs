@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// xorshift: the same sequence every time.
-struct Rng(u64);
+pub struct Rng(pub u64);
 
 impl Rng {
     fn below(&mut self, n: u64) -> u64 {
@@ -47,7 +47,7 @@ fn held(root: &Path, path: &str) -> Result<std::os::fd::OwnedFd, i32> {
 }
 
 /// One operation, the same for the same generator state.
-fn step(root: &Path, rng: &mut Rng) -> (String, Result<(), i32>) {
+pub fn step(root: &Path, rng: &mut Rng) -> (String, Result<(), i32>) {
     let (a, b) = (rng.path(), rng.path());
     let (n, m) = (rng.below(200_000), rng.below(40_000));
     let (pa, pb) = (root.join(&a), root.join(&b));
@@ -102,6 +102,11 @@ fn step(root: &Path, rng: &mut Rng) -> (String, Result<(), i32>) {
 
 /// Everything the trees must agree on. `times`: also mtimes.
 fn describe(root: &Path, times: bool) -> BTreeMap<Vec<u8>, String> {
+    describe_only(root, times, &|_| true)
+}
+
+/// Of the paths below the root for which `is_seen` holds, and all below whose parents it does.
+pub fn describe_only(root: &Path, times: bool, is_seen: &dyn Fn(&Path) -> bool) -> BTreeMap<Vec<u8>, String> {
     let mut out = BTreeMap::new();
     let mut links: BTreeMap<u64, usize> = BTreeMap::new();
     let mut todo = vec![std::path::PathBuf::new()];
@@ -115,7 +120,8 @@ fn describe(root: &Path, times: bool) -> BTreeMap<Vec<u8>, String> {
         if m.is_dir() || rel.as_os_str().is_empty() {
             let mut names: Vec<_> = std::fs::read_dir(&path).expect("readdir").flatten().collect();
             names.sort_by_key(std::fs::DirEntry::file_name);
-            todo.extend(names.iter().rev().map(|e| rel.join(e.file_name())));
+            let below = names.iter().rev().map(|e| rel.join(e.file_name()));
+            todo.extend(below.filter(|path| is_seen(path)));
         } else {
             let next = links.len();
             write!(text, " {} links, group {}", m.nlink(), links.entry(m.ino()).or_insert(next))

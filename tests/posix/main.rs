@@ -8,6 +8,7 @@ mod flags;
 mod fsx;
 mod full;
 mod kernel;
+mod local;
 mod many;
 mod mapping;
 mod roles;

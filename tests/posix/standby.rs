@@ -42,6 +42,7 @@ impl Standby {
     }
 
     fn fd(&self, s: &mut State, id: FileId) -> OwnedFd {
+        assert!(!id.is_local(), "what stays local does not travel");
         if let Some(fd) = s.unnamed.get(&id) {
             return fd.try_clone().expect("dup");
         }
@@ -200,6 +201,11 @@ impl Standby {
                 let fd = file::reopen(self.fd(s, *id).as_fd(), 0).expect("open");
                 let own = flags::get_flags(fd.as_fd()).expect("flags");
                 flags::set_flags(fd.as_fd(), (own & !flags::TRAVELLING) | flags).expect("set flags");
+            }
+            FsOp::Touch { parent, dir_mtime, other } => {
+                for (id, mtime) in std::iter::once((*parent, *dir_mtime)).chain(*other) {
+                    Self::times(&self.fd(s, id), mtime);
+                }
             }
             FsOp::Bind { .. } | FsOp::Forget { .. } | FsOp::Fsync { .. } | FsOp::SyncFs => {}
         }

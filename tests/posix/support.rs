@@ -1,7 +1,7 @@
 //! A mounted directory in a mount namespace of the test's own.
 
 use crate::skip::{skipped, this_test};
-use skc::base::Volume;
+use skc::base::{Patterns, Volume};
 use skc::fuse::{Local, Mount, Options};
 use skc::ports::Replicator;
 use skc::sys::backing::Backing;
@@ -55,6 +55,19 @@ impl Mounted {
         Self::over(tmp, dir, replicator, options, descriptors)
     }
 
+    /// With patterns that leave something to each node.
+    pub fn patterned(
+        replicator: impl FnOnce(&Arc<Tree>) -> Arc<dyn Replicator>,
+        exclude: &[&str],
+        include: &[&str],
+    ) -> Self {
+        let tmp = tempfile::tempdir().expect("temporary directory");
+        let dir = tmp.path().canonicalize().expect("canonical").join("dir");
+        std::fs::create_dir(&dir).expect("mkdir");
+        let patterns = Patterns::new(exclude, include).expect("patterns");
+        Self::build(tmp, dir, replicator, Options::default(), Descriptors::of_process(), patterns)
+    }
+
     /// Over a directory that is there already, `tmp`'s or below something mounted in it.
     pub fn over(
         tmp: tempfile::TempDir,
@@ -63,8 +76,19 @@ impl Mounted {
         options: Options,
         descriptors: Arc<Descriptors>,
     ) -> Self {
+        Self::build(tmp, dir, replicator, options, descriptors, None)
+    }
+
+    fn build(
+        tmp: tempfile::TempDir,
+        dir: PathBuf,
+        replicator: impl FnOnce(&Arc<Tree>) -> Arc<dyn Replicator>,
+        options: Options,
+        descriptors: Arc<Descriptors>,
+        patterns: Option<Patterns>,
+    ) -> Self {
         let backing = Backing::open(&dir).expect("open backing");
-        let tree = Arc::new(Tree::with_descriptors(Volume(0), backing, descriptors));
+        let tree = Arc::new(Tree::with(Volume(0), backing, patterns, descriptors));
         let mount = Mount::with_options(Arc::clone(&tree), replicator(&tree), &dir, options);
         Self { mount: Some(mount.expect("mount")), tree, dir, tmp }
     }

@@ -7,6 +7,7 @@ mod flags;
 mod forget;
 mod latency;
 mod live;
+mod local;
 mod random;
 mod resync;
 #[path = "../skip/mod.rs"]

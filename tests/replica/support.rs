@@ -1,7 +1,7 @@
 //! Two trees in one process: a file system without a kernel (real operations on the source tree,
 //! submitted as the FUSE layer does), a wire, a standby.
 
-use skc::base::{ClusterId, Epoch, Generation, Volume};
+use skc::base::{ClusterId, Epoch, Generation, Patterns, Volume};
 use skc::ports::{Admission, Errno, Gate, LocalSync, PendingReply, Replicator, ReplySink};
 use skc::proto::frame::{self, FrameBuf, Kind};
 use skc::proto::fsop::Time;
@@ -10,7 +10,7 @@ use skc::proto::{Attr, FileId, FsOp};
 use skc::replica::{DataConn, Event, EventSink, Primary, Standby, primary, standby};
 use skc::sys::backing::Backing;
 use skc::sys::file;
-use skc::tree::Tree;
+use skc::tree::{Descriptors, Tree};
 use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -111,7 +111,7 @@ impl Mirror {
     pub fn id(&self, parent: FileId, name: &[u8]) -> Result<FileId, Errno> {
         let dir = self.tree.open_path(parent)?;
         let (handle, stat) = self.tree.backing.lookup(dir.as_fd(), name)?;
-        Ok(self.tree.inodes.lookup(handle, parent, name, stat.nlink))
+        Ok(self.tree.inodes.lookup(handle, parent, name, &stat))
     }
 
     pub fn resolve(&self, path: &str) -> Result<FileId, Errno> {
@@ -355,7 +355,7 @@ impl Mirror {
             let fd = file::open_tmpfile(self.tree.backing.base(), 0o640, false)?;
             let handle = self.tree.backing.handle_of(fd.as_fd())?;
             let attr = attr_of(&file::stat(fd.as_fd())?);
-            let id = self.tree.inodes.lookup_unnamed(handle, fd);
+            let id = self.tree.inodes.lookup_unnamed(handle, FileId::ROOT, fd);
             let (unique, reply) = self.unique();
             let op = FsOp::Tmpfile { parent: FileId::ROOT, id, attr, xattrs: Vec::new() };
             self.primary.submit(ticket, V, &op, &[], reply);
@@ -401,7 +401,12 @@ fn sink(who: char, tx: &std::sync::mpsc::Sender<(char, Event)>) -> EventSink {
 }
 
 pub fn tree_at(path: &Path) -> Arc<Tree> {
-    Arc::new(Tree::new(V, Backing::open(path).expect("open backing")))
+    patterned_tree_at(path, &[])
+}
+
+fn patterned_tree_at(path: &Path, exclude: &[&str]) -> Arc<Tree> {
+    let patterns = Patterns::new(exclude, &[]).expect("patterns");
+    Arc::new(Tree::with(V, Backing::open(path).expect("open backing"), patterns, Descriptors::of_process()))
 }
 
 impl Pair {
@@ -415,13 +420,24 @@ impl Pair {
         source: impl FnOnce(&mut primary::Config),
         target: impl FnOnce(&mut standby::Config),
     ) -> Self {
+        Self::patterned(a, b, &[], source, target)
+    }
+
+    /// With patterns that leave something to each side.
+    pub fn patterned(
+        a: tempfile::TempDir,
+        b: tempfile::TempDir,
+        exclude: &[&str],
+        source: impl FnOnce(&mut primary::Config),
+        target: impl FnOnce(&mut standby::Config),
+    ) -> Self {
         let (tx, events) = channel();
         let (mut src, mut dst) = (primary::Config::new(cluster()), standby::Config::new(cluster()));
         source(&mut src);
         target(&mut dst);
-        let tree = tree_at(a.path());
+        let tree = patterned_tree_at(a.path(), exclude);
         let primary = Primary::new(src, vec![tree.clone()], sink('a', &tx)).unwrap();
-        let standby = Standby::new(dst, vec![tree_at(b.path())], sink('b', &tx)).unwrap();
+        let standby = Standby::new(dst, vec![patterned_tree_at(b.path(), exclude)], sink('b', &tx)).unwrap();
         let mirror = Mirror::new(tree, Arc::new(primary));
         Self { a, b, mirror, standby: Arc::new(standby), events, epoch: Epoch { g: 1, s: 0 } }
     }

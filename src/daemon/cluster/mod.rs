@@ -35,7 +35,6 @@ use checkers::Checkers;
 use serde::{Deserialize, Serialize};
 use services::Services;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -148,8 +147,7 @@ impl ClusterUnit {
         let path = shared.state.fence_path(&id).map_err(|e| e.to_string())?;
         let (fence, durable) =
             tokio::task::spawn_blocking(move || read_fence(&path)).await.map_err(|e| e.to_string())??;
-        let paths: Vec<PathBuf> = spec.spec.directories.iter().map(|d| d.path.clone()).collect();
-        let mut volumes = Volumes::new(id.clone(), shared.state.clone(), &paths);
+        let mut volumes = Volumes::new(id.clone(), shared.state.clone(), &spec.spec.directories);
         // The record does not say whether a sync failed before the resync that it names.
         volumes.suspect = durable.as_ref().is_some_and(|d| d.inconsistent.is_some());
         let volumes = Arc::new(Mutex::new(volumes));

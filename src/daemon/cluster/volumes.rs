@@ -13,14 +13,15 @@
 //! written underneath meanwhile is in no stream, so the core hears of it first ([`TreeState::Unmounted`]).
 
 use crate::base::codes::{self, Code};
-use crate::base::{ClusterId, Volume};
+use crate::base::{ClusterId, Patterns, Volume};
 use crate::engine::TreeState;
 use crate::fuse::{self, Mount};
 use crate::ports::Replicator;
+use crate::spec::types::Directory;
 use crate::store::StateDir;
 use crate::sys::backing::Backing;
-use crate::tree::Tree;
 use crate::tree::identity::{self, Identity, Verdict};
+use crate::tree::{Descriptors, Tree, local};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,9 @@ struct Record {
     identity: Identity,
     /// Stamps the tree may carry: the newest, and the one before while it is being renewed.
     stamps: Vec<String>,
+    /// The patterns ([`Patterns::text`]) by which no file has names on both sides.
+    #[serde(default)]
+    patterns: String,
 }
 
 /// One directory.
@@ -49,6 +53,7 @@ pub struct VolumeUnit {
     /// A mount of ours that was ended lies at the path.
     dead: bool,
     index: Volume,
+    patterns: Option<Patterns>,
     /// What was mounted on its directories when last looked.
     below: Vec<PathBuf>,
 }
@@ -68,12 +73,17 @@ pub struct Volumes {
 
 impl Volumes {
     /// Nothing is touched yet.
-    pub fn new(cluster: ClusterId, state: StateDir, paths: &[PathBuf]) -> Self {
-        let units = paths
+    pub fn new(cluster: ClusterId, state: StateDir, directories: &[Directory]) -> Self {
+        let units = directories
             .iter()
             .zip(0..)
-            .map(|(path, index)| VolumeUnit {
-                path: path.clone(),
+            .map(|(directory, index)| VolumeUnit {
+                path: directory.path.clone(),
+                // Validated, and no worse than mirroring too much.
+                patterns: Patterns::new(&directory.exclude, &directory.include).unwrap_or_else(|error| {
+                    tracing::error!(path = %directory.path.display(), %error, "patterns are ignored");
+                    None
+                }),
                 tree: None,
                 mount: None,
                 state: TreeState::Unknown,
@@ -92,12 +102,13 @@ impl Volumes {
         for unit in &mut self.units {
             if unit.tree.is_none() {
                 let record = record_name(&self.cluster, unit.index);
-                match open(&self.state, &record, &unit.path) {
+                match open(&self.state, &record, &unit.path, unit.patterns.as_ref()) {
                     Ok((backing, state)) => {
                         unit.state = state;
                         note(state).clone_into(&mut unit.note);
                         if matches!(state, TreeState::Ok { .. }) {
-                            let tree = Tree::new(unit.index, backing);
+                            let (patterns, counted) = (unit.patterns.clone(), Descriptors::of_process());
+                            let tree = Tree::with(unit.index, backing, patterns, counted);
                             if self.suspect {
                                 tree.distrust_cache();
                             }
@@ -162,7 +173,8 @@ impl Volumes {
             let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", unit.path.display());
             let backing = Backing::open(&unit.path).map_err(|e| failed(&format!("errno {}", e.0)))?;
             let identity = identity::renew(&backing).map_err(|e| failed(&e))?;
-            let record = Record { path: unit.path.clone(), identity, stamps: Vec::new() };
+            let record =
+                Record { path: unit.path.clone(), identity, stamps: Vec::new(), patterns: String::new() };
             put(&self.state, &record_name(&self.cluster, unit.index), &record)?;
         }
         Ok(())
@@ -282,27 +294,39 @@ fn note(state: TreeState) -> &'static str {
     }
 }
 
-fn open(state: &StateDir, record: &str, path: &Path) -> Result<(Backing, TreeState), (TreeState, String)> {
+fn open(
+    state: &StateDir,
+    record: &str,
+    path: &Path,
+    patterns: Option<&Patterns>,
+) -> Result<(Backing, TreeState), (TreeState, String)> {
     fuse::mountinfo::prepare(path).map_err(|e| (TreeState::Missing, e.to_string()))?;
     let backing = Backing::open(path).map_err(|e| match e.0 {
         libc::ENOENT | libc::ENOTDIR => (TreeState::Missing, note(TreeState::Missing).to_owned()),
         errno => (TreeState::DiskError, format!("cannot be opened: errno {errno}")),
     })?;
     let disk = |e: identity::IdentityError| (TreeState::DiskError, e.to_string());
-    let Some(known) = get(state, record).map_err(|e| (TreeState::DiskError, e))? else {
+    let known = get(state, record).map_err(|e| (TreeState::DiskError, e))?;
+    let text = patterns.map_or("", Patterns::text);
+    if let Some(patterns) = patterns.filter(|_| known.as_ref().is_none_or(|known| known.patterns != text)) {
+        no_link_across(&backing, patterns)?;
+    }
+    let patterns_text = text.to_owned();
+    let Some(mut known) = known else {
         let identity = identity::establish(&backing).map_err(disk)?;
-        let fresh = Record { path: path.to_owned(), identity, stamps: Vec::new() };
+        let fresh = Record { path: path.to_owned(), identity, stamps: Vec::new(), patterns: patterns_text };
         put(state, record, &fresh).map_err(|e| (TreeState::DiskError, e))?;
-        let empty = identity::is_empty(&backing).map_err(disk)?;
+        let empty = identity::is_empty(&backing, patterns).map_err(disk)?;
         renew_stamp(state, record, fresh, &backing).map_err(|e| (TreeState::DiskError, e))?;
         return Ok((backing, TreeState::Ok { empty, stamp_ok: true }));
     };
-    match identity::check(&backing, &known.identity).map_err(disk)? {
+    match identity::check(&backing, patterns, &known.identity).map_err(disk)? {
         Verdict::Ok { empty } => {
             let stamp =
                 identity::stamp(&backing).map_err(disk)?.map(|s| String::from_utf8_lossy(&s).into_owned());
             let stamp_ok = known.stamps.is_empty() || stamp.is_some_and(|s| known.stamps.contains(&s));
             if stamp_ok {
+                known.patterns = patterns_text;
                 renew_stamp(state, record, known, &backing).map_err(|e| (TreeState::DiskError, e))?;
             }
             Ok((backing, TreeState::Ok { empty, stamp_ok }))
@@ -314,6 +338,18 @@ fn open(state: &StateDir, record: &str, path: &Path) -> Result<(Backing, TreeSta
             Err((TreeState::Replaced, note(TreeState::Replaced).to_owned()))
         }
     }
+}
+
+/// Refuses patterns that part the names of one file. Once for each set of patterns: through the mount no
+/// such name can be made.
+fn no_link_across(backing: &Backing, patterns: &Patterns) -> Result<(), (TreeState, String)> {
+    let found = local::link_across(backing, patterns)
+        .map_err(|e| (TreeState::DiskError, format!("looking for links failed: errno {}", e.0)))?;
+    let Some(path) = found else { return Ok(()) };
+    let path: Vec<String> = path.iter().map(|name| name.escape_ascii().to_string()).collect();
+    let what = format!("{} stays local, but another name of the same file is mirrored", path.join("/"));
+    tracing::error!(error_code = codes::FS_LINK_ACROSS.id, "{what}");
+    Err((TreeState::Missing, format!("{what} ({})", codes::FS_LINK_ACROSS.id)))
 }
 
 /// State first, then the tree: at any power cut the tree's stamp is one of the two remembered.
@@ -343,12 +379,37 @@ fn put(state: &StateDir, name: &str, record: &Record) -> Result<(), String> {
 mod tests {
     use super::*;
 
+    fn directory(path: &Path) -> Directory {
+        let (path, consistency) = (path.to_path_buf(), None);
+        Directory { path, consistency, exclude: Vec::new(), include: Vec::new() }
+    }
+
+    #[test]
+    fn patterns_that_part_the_names_of_a_file_are_refused() {
+        let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(dir.path().join("cache")).unwrap();
+        std::fs::write(dir.path().join("a"), b"").unwrap();
+        std::fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
+        let excluding = Directory { exclude: vec!["/cache".into()], ..directory(dir.path()) };
+        let look = || {
+            let state = StateDir::open(state.path()).unwrap();
+            let directories = std::slice::from_ref(&excluding);
+            let mut volumes = Volumes::new(ClusterId("c".into()), state, directories);
+            (volumes.look(), volumes.units[0].note.clone())
+        };
+        std::fs::hard_link(dir.path().join("a"), dir.path().join("cache/c")).unwrap();
+        let (state, note) = look();
+        assert!(state == TreeState::Missing && note.contains("cache/c stays local"), "{state:?} {note}");
+        std::fs::remove_file(dir.path().join("cache/c")).unwrap();
+        assert!(matches!(look().0, TreeState::Ok { .. }));
+    }
+
     #[test]
     fn a_suspect_copy_is_opened_without_trust_in_cached_pages() {
         let (dir, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         for suspect in [false, true] {
             let state = StateDir::open(state.path()).unwrap();
-            let mut volumes = Volumes::new(ClusterId("c".into()), state, &[dir.path().to_path_buf()]);
+            let mut volumes = Volumes::new(ClusterId("c".into()), state, &[directory(dir.path())]);
             volumes.suspect = suspect;
             let looked = volumes.look();
             assert!(matches!(looked, TreeState::Ok { .. }), "{looked:?}: {}", volumes.units[0].note);

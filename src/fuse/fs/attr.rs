@@ -119,7 +119,7 @@ impl MirrorFs {
             (Ok(()), Ok(_)) => self.pending(r, &Self::attr_out(&stat, Self::ttl_of_mutation())),
             (Err(errno), _) | (Ok(()), Err(errno)) => self.pending_failure(r, errno),
         };
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
+        self.submit(ticket, id, &op, &[], reply);
         Ok(())
     }
 

@@ -97,8 +97,9 @@ impl MirrorFs {
                 return Err(errno.into());
             }
         };
-        let id = self.tree.inodes.lookup(new.handle, parent, name, new.stat.nlink);
+        let id = self.tree.inodes.lookup(new.handle, parent, name, &new.stat);
         let list = file::fd_list_xattr(new.fd.as_fd());
+        let dir_mtime = self.mtime_after(dir.as_fd());
         let op = FsOp::Make {
             parent,
             name: name.to_vec(),
@@ -106,12 +107,12 @@ impl MirrorFs {
             mode_arg: a.mode,
             attr: wire_attr(&new.stat, new.flags),
             xattrs: inherited(list, |n| file::fd_get_xattr(new.fd.as_fd(), n)),
-            dir_mtime: self.mtime_after(dir.as_fd()),
+            dir_mtime,
         };
         let open = self.open_out(id, new.fd, share);
         let body = CreateOut { entry: self.entry(id, &new.stat, Self::ttl_of_mutation()), open };
         let reply = self.pending_made(r, &body, id, Some(open.fh));
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
+        self.submit_names(ticket, id.is_local(), [(parent, dir_mtime); 2], &op, reply);
         Ok(())
     }
 
@@ -131,14 +132,14 @@ impl MirrorFs {
         let new = self.inspect(fd)?;
         // Keeps the file alive for a later link even if the application closes its descriptor.
         let kept = self.tree.backing.open_path(&new.handle)?;
-        let id = self.tree.inodes.lookup_unnamed(new.handle, kept);
+        let id = self.tree.inodes.lookup_unnamed(new.handle, parent, kept);
         let list = file::fd_list_xattr(new.fd.as_fd());
         let xattrs = inherited(list, |n| file::fd_get_xattr(new.fd.as_fd(), n));
         let op = FsOp::Tmpfile { parent, id, attr: wire_attr(&new.stat, new.flags), xattrs };
         let open = self.open_out(id, new.fd, share);
         let body = CreateOut { entry: self.entry(id, &new.stat, Self::ttl_of_mutation()), open };
         let reply = self.pending_made(r, &body, id, Some(open.fh));
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
+        self.submit(ticket, id, &op, &[], reply);
         Ok(())
     }
 
@@ -172,8 +173,9 @@ impl MirrorFs {
             make(dir.as_fd(), name)?;
         }
         let new = self.made(dir.as_fd(), name, mode_arg)?;
-        let id = self.tree.inodes.lookup(new.handle, parent, name, new.stat.nlink);
+        let id = self.tree.inodes.lookup(new.handle, parent, name, &new.stat);
         let list = file::list_xattr(new.fd.as_fd());
+        let dir_mtime = self.mtime_after(dir.as_fd());
         let op = FsOp::Make {
             parent,
             name: name.to_vec(),
@@ -181,11 +183,11 @@ impl MirrorFs {
             mode_arg,
             attr: wire_attr(&new.stat, new.flags),
             xattrs: inherited(list, |n| file::get_xattr(new.fd.as_fd(), n)),
-            dir_mtime: self.mtime_after(dir.as_fd()),
+            dir_mtime,
         };
         let body = self.entry(id, &new.stat, Self::ttl_of_mutation());
         let reply = self.pending_made(r, &body, id, None);
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
+        self.submit_names(ticket, id.is_local(), [(parent, dir_mtime); 2], &op, reply);
         Ok(())
     }
 
@@ -218,18 +220,19 @@ impl MirrorFs {
             file::make_symlink(dir.as_fd(), name, target)?;
         }
         let new = self.made(dir.as_fd(), name, libc::S_IFLNK)?;
-        let id = self.tree.inodes.lookup(new.handle, parent, name, new.stat.nlink);
+        let id = self.tree.inodes.lookup(new.handle, parent, name, &new.stat);
+        let dir_mtime = self.mtime_after(dir.as_fd());
         let op = FsOp::Symlink {
             parent,
             name: name.to_vec(),
             id,
             target: target.to_vec(),
             attr: wire_attr(&new.stat, new.flags),
-            dir_mtime: self.mtime_after(dir.as_fd()),
+            dir_mtime,
         };
         let body = self.entry(id, &new.stat, Self::ttl_of_mutation());
         let reply = self.pending_made(r, &body, id, None);
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
+        self.submit_names(ticket, id.is_local(), [(parent, dir_mtime); 2], &op, reply);
         Ok(())
     }
 }

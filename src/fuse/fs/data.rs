@@ -91,9 +91,9 @@ impl MirrorFs {
         if a.flags & libc::O_DSYNC as u32 != 0 {
             let all = a.flags & libc::O_SYNC as u32 == libc::O_SYNC as u32;
             let local = Self::sync_later(Arc::clone(&open), !all);
-            self.replicator.submit_sync(ticket, self.tree.volume, &op, bulk, local, reply);
+            self.submit_sync(ticket, open.id, &op, bulk, local, reply);
         } else {
-            self.replicator.submit(ticket, self.tree.volume, &op, bulk, reply);
+            self.submit(ticket, open.id, &op, bulk, reply);
         }
         Ok(())
     }
@@ -121,7 +121,7 @@ impl MirrorFs {
         }
         let mtime = self.stat_after(open).mtime;
         let op = FsOp::SetAttr { id: open.id, mode: None, uid: None, gid: None, size, atime: None, mtime };
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_failure(r, errno));
+        self.submit(ticket, open.id, &op, &[], self.pending_failure(r, errno));
         self.tell_of_disk(errno);
         Ok(())
     }
@@ -170,7 +170,7 @@ impl MirrorFs {
             length: a.length,
             mtime: self.mtime_after(open.fd.as_fd()),
         };
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
+        self.submit(ticket, open.id, &op, &[], self.pending_empty(r));
         Ok(())
     }
 
@@ -223,7 +223,7 @@ impl MirrorFs {
         };
         let stat = self.stat_after(&to);
         let op = FsOp::Write { id: to.id, offset: a.off_out, mtime: stat.mtime, clear: None };
-        self.replicator.submit(ticket, self.tree.volume, &op, &bulk[..len], reply);
+        self.submit(ticket, to.id, &op, &bulk[..len], reply);
         Ok(())
     }
 }

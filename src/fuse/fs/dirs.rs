@@ -85,7 +85,7 @@ impl MirrorFs {
         }
         let entry = match self.tree.backing.lookup(dir.fd.as_fd(), e.name) {
             Ok((handle, stat)) => {
-                let id = self.tree.inodes.lookup(handle, dir.id, e.name, stat.nlink);
+                let id = self.tree.inodes.lookup(handle, dir.id, e.name, &stat);
                 self.entry(id, &stat, ttl)
             }
             // Gone meanwhile, or unreadable: the name without attributes, the kernel asks again.

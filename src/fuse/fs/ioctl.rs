@@ -118,7 +118,7 @@ impl MirrorFs {
         let op = FsOp::SetFlags { id, flags: flags & TRAVELLING };
         // Both numbers only take something: no data in the answer.
         let reply = self.pending(r, &IoctlOut::default());
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
+        self.submit(ticket, id, &op, &[], reply);
         Ok(())
     }
 }

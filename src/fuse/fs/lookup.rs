@@ -72,7 +72,7 @@ impl MirrorFs {
         let dir = self.tree.open_path(parent)?;
         match self.tree.backing.lookup(dir.as_fd(), name) {
             Ok((handle, stat)) => {
-                let id = self.tree.inodes.lookup(handle, parent, name, stat.nlink);
+                let id = self.tree.inodes.lookup(handle, parent, name, &stat);
                 self.with_ttl(before, |ttl| self.reply(r, &self.entry(id, &stat, ttl)))
             }
             // A negative entry. Kept only where it can be dropped again: unlike an object it is in no

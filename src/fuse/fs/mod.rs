@@ -23,9 +23,9 @@ use super::abi::{self, op};
 use super::device::Device;
 use super::era::Era;
 use super::init::InitValues;
-use crate::ports::{Admission, Errno, Gate, PendingReply, Replicator, ReplySink, Ticket};
-use crate::proto::FileId;
+use crate::ports::{Admission, Errno, Gate, LocalSync, PendingReply, Replicator, ReplySink, Ticket};
 use crate::proto::fsop::Time;
+use crate::proto::{FileId, FsOp};
 use crate::sys::{creds, file};
 use crate::tree::Tree;
 use handles::{Handles, OpenDir, OpenFile};
@@ -211,6 +211,54 @@ impl MirrorFs {
             // INTERRUPT: likewise; whoever is interrupted waits for the reply that comes anyway.
             // Everything else is not implemented, which has the same answer.
             _ => Err(errno(libc::ENOSYS)),
+        }
+    }
+
+    /// Hands over a change of `id`: to the standby, or where the object is local straight back to the caller.
+    fn submit(&self, ticket: Ticket<'_>, id: FileId, op: &FsOp, bulk: &[u8], reply: PendingReply) {
+        if id.is_local() {
+            reply.ok();
+        } else {
+            self.replicator.submit(ticket, self.tree.volume, op, bulk, reply);
+        }
+    }
+
+    /// Like [`Self::submit`], of what must be durable.
+    fn submit_sync(
+        &self,
+        ticket: Ticket<'_>,
+        id: FileId,
+        op: &FsOp,
+        bulk: &[u8],
+        sync: LocalSync,
+        reply: PendingReply,
+    ) {
+        if id.is_local() {
+            self.replicator.local_sync(sync, reply);
+        } else {
+            self.replicator.submit_sync(ticket, self.tree.volume, op, bulk, sync, reply);
+        }
+    }
+
+    /// Hands over a change of names in `dirs` (the second may be the first). Of one that is `local` the standby is
+    /// told only the times of the directories, if those are mirrored.
+    fn submit_names(
+        &self,
+        ticket: Ticket<'_>,
+        local: bool,
+        dirs: [(FileId, Time); 2],
+        op: &FsOp,
+        reply: PendingReply,
+    ) {
+        let mut touched = dirs.into_iter().filter(|(id, _)| !id.is_local());
+        match touched.next() {
+            _ if !local => self.replicator.submit(ticket, self.tree.volume, op, &[], reply),
+            None => reply.ok(),
+            Some((parent, dir_mtime)) => {
+                let other = touched.next().filter(|(id, _)| *id != parent);
+                let op = FsOp::Touch { parent, dir_mtime, other };
+                self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
+            }
         }
     }
 

@@ -20,6 +20,10 @@ impl MirrorFs {
         let dir = self.tree.open_path(parent)?;
         let fd = self.tree.open_path(old)?;
         let handle = self.tree.handle(old)?;
+        // Also a directory, which link(2) refuses anyway.
+        if self.tree.inodes.is_local_name(parent, name, false) != old.is_local() {
+            return Err(errno(libc::EXDEV));
+        }
         file::link_at(fd.as_fd(), dir.as_fd(), name)?;
         let stat = match file::stat(fd.as_fd()) {
             Ok(stat) => stat,
@@ -30,13 +34,13 @@ impl MirrorFs {
                 return Err(errno.into());
             }
         };
-        self.tree.inodes.lookup(handle, parent, name, stat.nlink);
+        self.tree.inodes.lookup(handle, parent, name, &stat);
         self.tree.inodes.set_kept(old, None);
         let dir_mtime = self.mtime_after(dir.as_fd());
         let op = FsOp::Link { id: old, parent, name: name.to_vec(), dir_mtime };
         let body = self.entry(old, &stat, Self::ttl_of_mutation());
         let reply = self.pending_made(r, &body, old, None);
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], reply);
+        self.submit_names(ticket, old.is_local(), [(parent, dir_mtime); 2], &op, reply);
         Ok(())
     }
 
@@ -74,8 +78,10 @@ impl MirrorFs {
         if let Some(victim) = victim {
             self.name_gone(parent, name, victim);
         }
-        let op = FsOp::Unlink { parent, name: name.to_vec(), dir_mtime: self.mtime_after(dir.as_fd()) };
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
+        let dir_mtime = self.mtime_after(dir.as_fd());
+        let op = FsOp::Unlink { parent, name: name.to_vec(), dir_mtime };
+        let local = self.tree.inodes.is_local_name(parent, name, false);
+        self.submit_names(ticket, local, [(parent, dir_mtime); 2], &op, self.pending_empty(r));
         Ok(())
     }
 
@@ -93,8 +99,10 @@ impl MirrorFs {
         if let Some(victim) = victim {
             self.name_gone(parent, name, victim);
         }
-        let op = FsOp::Rmdir { parent, name: name.to_vec(), dir_mtime: self.mtime_after(dir.as_fd()) };
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
+        let dir_mtime = self.mtime_after(dir.as_fd());
+        let op = FsOp::Rmdir { parent, name: name.to_vec(), dir_mtime };
+        let local = self.tree.inodes.is_local_name(parent, name, true);
+        self.submit_names(ticket, local, [(parent, dir_mtime); 2], &op, self.pending_empty(r));
         Ok(())
     }
 
@@ -119,6 +127,8 @@ impl MirrorFs {
         let to_dir = self.tree.open_path(to_parent)?;
         let moved = self.tree.backing.handle_at(dir.as_fd(), name)?;
         let replaced = Self::victim(to_dir.as_fd(), to_name)?;
+        let local =
+            self.side_of_rename((dir.as_fd(), parent, name), (to_parent, to_name), replaced.as_ref(), flags)?;
         file::rename(dir.as_fd(), name, to_dir.as_fd(), to_name, flags)?;
         self.moved(&moved, replaced, (parent, name), (to_parent, to_name), flags);
         let exchanged = (flags & libc::RENAME_EXCHANGE != 0).then(|| {
@@ -132,18 +142,45 @@ impl MirrorFs {
             };
             [mtime(to_dir.as_fd(), to_name), mtime(dir.as_fd(), name)]
         });
+        let (dir_mtime, to_dir_mtime) = (self.mtime_after(dir.as_fd()), self.mtime_after(to_dir.as_fd()));
         let op = FsOp::Rename {
             parent,
             name: name.to_vec(),
             to_parent,
             to_name: to_name.to_vec(),
             flags,
-            dir_mtime: self.mtime_after(dir.as_fd()),
-            to_dir_mtime: self.mtime_after(to_dir.as_fd()),
+            dir_mtime,
+            to_dir_mtime,
             exchanged,
         };
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
+        let dirs = [(parent, dir_mtime), (to_parent, to_dir_mtime)];
+        self.submit_names(ticket, local, dirs, &op, self.pending_empty(r));
         Ok(())
+    }
+
+    /// Is it a rename of what stays local?
+    ///
+    /// # Errors
+    /// EXDEV: from one side to the other, or of a directory below which something would change sides.
+    fn side_of_rename(
+        &self,
+        (dir, parent, name): (BorrowedFd<'_>, FileId, &[u8]),
+        to: (FileId, &[u8]),
+        replaced: Option<&OwnedFd>,
+        flags: u32,
+    ) -> Result<bool, Errno> {
+        if self.tree.patterns.is_none() {
+            return Ok(false);
+        }
+        let inodes = &self.tree.inodes;
+        let is_dir = file::stat_at(dir, name)?.is_dir();
+        let mut may = inodes.may_move((parent, name), to, is_dir);
+        if let Some(other) = replaced
+            && flags & libc::RENAME_EXCHANGE != 0
+        {
+            may &= inodes.may_move(to, (parent, name), file::stat(other.as_fd())?.is_dir());
+        }
+        if may { Ok(inodes.is_local_name(parent, name, is_dir)) } else { Err(Errno(libc::EXDEV)) }
     }
 
     /// Brings the remembered names up to date after a rename.

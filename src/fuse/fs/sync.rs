@@ -18,6 +18,10 @@ impl MirrorFs {
         } else {
             Self::sync_later(self.files.get(a.fh)?, data_only)
         };
+        if r.id().is_local() {
+            self.replicator.local_sync(local, self.pending_empty(r));
+            return Ok(());
+        }
         let ticket = match self.replicator.admit() {
             Admission::Go(ticket) => ticket,
             // The promise of an fsync is about both nodes: while undecided it waits like a write.

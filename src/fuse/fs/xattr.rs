@@ -37,7 +37,7 @@ impl MirrorFs {
             }
         }
         let op = FsOp::SetXattr { id, name: name.to_vec(), flags: a.flags, mode };
-        self.replicator.submit(ticket, self.tree.volume, &op, value, self.pending_empty(r));
+        self.submit(ticket, id, &op, value, self.pending_empty(r));
         Ok(())
     }
 
@@ -55,7 +55,7 @@ impl MirrorFs {
         file::remove_xattr(fd.as_fd(), name)?;
         let mode = mode_after(fd.as_fd()).unwrap_or(before);
         let op = FsOp::RemoveXattr { id, name: name.to_vec(), mode };
-        self.replicator.submit(ticket, self.tree.volume, &op, &[], self.pending_empty(r));
+        self.submit(ticket, id, &op, &[], self.pending_empty(r));
         Ok(())
     }
 

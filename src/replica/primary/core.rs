@@ -587,6 +587,7 @@ fn op_uses(op: &FsOp) -> [Option<FileId>; 2] {
         | FsOp::Rmdir { parent, .. } => [Some(*parent), None],
         FsOp::Link { id, parent, .. } => [Some(*parent), Some(*id)],
         FsOp::Rename { parent, to_parent, .. } => [Some(*parent), Some(*to_parent)],
+        FsOp::Touch { parent, other, .. } => [Some(*parent), other.map(|(id, _)| id)],
         FsOp::Write { id, .. }
         | FsOp::SetAttr { id, .. }
         | FsOp::SetXattr { id, .. }

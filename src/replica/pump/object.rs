@@ -84,8 +84,11 @@ impl Pump {
                     Err(Errno(libc::ENOENT)) => continue,
                     Err(errno) => return Err(errno),
                 };
+                if tree.inodes.is_local_name(object.1, name, stat.is_dir()) {
+                    continue;
+                }
                 let kind = kind_of(fd.as_fd(), name, &stat)?;
-                let id = tree.inodes.get_or_insert(handle, Some((object.1, name)));
+                let id = tree.inodes.get_or_insert(handle, object.1, name, stat.is_dir());
                 self.pins.push((object.0, id));
                 out.push((Entry { name: name.to_vec(), id, kind }, stat.size));
             }

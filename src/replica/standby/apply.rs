@@ -183,7 +183,7 @@ impl Apply {
         let result = if self.lenient {
             self.apply_leniently(v, &op, bulk)
         } else {
-            match self.tables[v].apply(&op, bulk) {
+            match self.apply_exactly(v, &op, bulk) {
                 // An unlinked file that only the primary's applications still hold: nothing of it
                 // is left here, and nothing of it can ever be seen again.
                 Err((Errno(libc::ESTALE), _)) if self.was_unlinked(v, &op) => Ok(()),

@@ -117,6 +117,10 @@ impl Apply {
                 }
                 self.redo(v, &[*parent, *to_parent], false);
             }
+            FsOp::Touch { parent, other, .. } => {
+                self.redo(v, &[*parent], false);
+                self.redo(v, other.map(|(id, _)| id).as_slice(), false);
+            }
             FsOp::SetXattr { id, name, mode, .. } => {
                 let plain = FsOp::SetXattr { id: *id, name: name.clone(), flags: 0, mode: *mode };
                 match self.tables[v].apply(&plain, bulk) {
@@ -145,6 +149,7 @@ impl Apply {
             | FsOp::Symlink { parent, .. }
             | FsOp::Unlink { parent, .. }
             | FsOp::Rmdir { parent, .. }
+            | FsOp::Touch { parent, .. }
             | FsOp::Rename { parent, .. } => Some(*parent),
             _ => ops::inode_of(op),
         };
@@ -409,7 +414,7 @@ impl Apply {
     }
 }
 
-fn names_in(dir: BorrowedFd<'_>, pulse: &mut Pulse) -> Result<Vec<(Vec<u8>, u8)>, Failed> {
+pub(super) fn names_in(dir: BorrowedFd<'_>, pulse: &mut Pulse) -> Result<Vec<(Vec<u8>, u8)>, Failed> {
     let mut raw = vec![0; 64 << 10];
     let mut out = Vec::new();
     loop {
@@ -423,7 +428,7 @@ fn names_in(dir: BorrowedFd<'_>, pulse: &mut Pulse) -> Result<Vec<(Vec<u8>, u8)>
     }
 }
 
-fn is_dir(dir: BorrowedFd<'_>, name: &[u8], kind: u8) -> bool {
+pub(super) fn is_dir(dir: BorrowedFd<'_>, name: &[u8], kind: u8) -> bool {
     kind == libc::DT_DIR || (kind == libc::DT_UNKNOWN && file::stat_at(dir, name).is_ok_and(|s| s.is_dir()))
 }
 
@@ -470,7 +475,7 @@ fn unlock_at(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool, Failed> {
 }
 
 /// rm -r.
-fn remove(
+pub(super) fn remove(
     dir: BorrowedFd<'_>,
     name: &[u8],
     directory: bool,

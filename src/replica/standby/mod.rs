@@ -11,6 +11,7 @@
 
 mod apply;
 mod blocks;
+mod leftover;
 mod lenient;
 mod ops;
 mod pulse;

@@ -197,6 +197,12 @@ impl Table {
                 set_mtime(from.as_fd(), *dir_mtime)?;
                 set_mtime(to.as_fd(), *to_dir_mtime)
             }
+            FsOp::Touch { parent, dir_mtime, other } => {
+                for (id, mtime) in std::iter::once((*parent, *dir_mtime)).chain(*other) {
+                    set_mtime(self.dir(id)?.as_fd(), mtime)?;
+                }
+                Ok(())
+            }
             FsOp::Write { .. }
             | FsOp::SetAttr { .. }
             | FsOp::SetXattr { .. }
@@ -325,5 +331,6 @@ pub(super) fn name_of(op: &FsOp) -> &'static str {
         FsOp::SetFlags { .. } => "setflags",
         FsOp::Fsync { .. } => "fsync",
         FsOp::SyncFs => "sync",
+        FsOp::Touch { .. } => "touch",
     }
 }

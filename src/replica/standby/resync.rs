@@ -1,6 +1,7 @@
 //! The target's side of the ordered resync: make it so, answer what is missing.
 
 use super::apply::{Apply, End, protocol};
+use super::lenient::{is_dir, names_in};
 use super::ops::{self, Failed, at};
 use super::pulse::Pulse;
 use super::table::Table;
@@ -10,7 +11,7 @@ use crate::proto::stream::{BLOCK, DIGEST, Entry, EntryKind, Reply, Resync, SPAN}
 use crate::proto::{Attr, FileId};
 use crate::replica::local;
 use crate::replica::pump::digests;
-use crate::sys::file::{self, Entries, Stat, flags};
+use crate::sys::file::{self, Stat, flags};
 use crate::tree::is_hidden;
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -152,9 +153,12 @@ impl Apply {
         // Its flags come with its attributes, at the end.
         flags::unlock(dir.as_fd()).map_err(at("unlock"))?;
         let wanted: HashSet<&[u8]> = entries.iter().map(|e| &e.name[..]).collect();
-        for name in own_names(dir.as_fd(), &mut self.pulse)? {
+        let tree = Arc::clone(&self.tables[v].tree);
+        let local = tree.local_names(dir.as_fd()).map_err(at("find the directory's place"))?;
+        for (name, kind) in names_in(dir.as_fd(), &mut self.pulse)? {
             self.pulse.beat()?;
-            if !wanted.contains(&name[..]) && !is_hidden(id, &name) {
+            let wanted = wanted.contains(&name[..]) || is_hidden(id, &name);
+            if !wanted && (local.is_nothing() || !local.has(&name, is_dir(dir.as_fd(), &name, kind))) {
                 self.displace(v, dir.as_fd(), &name)?;
             }
         }
@@ -435,18 +439,4 @@ fn zero(fd: BorrowedFd<'_>, from: u64, to: u64, pulse: &mut Pulse) -> Result<(),
         at_offset += n;
     }
     Ok(())
-}
-
-fn own_names(dir: BorrowedFd<'_>, pulse: &mut Pulse) -> Result<Vec<Vec<u8>>, Failed> {
-    let mut raw = vec![0; 256 << 10];
-    let mut out = Vec::new();
-    loop {
-        pulse.beat()?;
-        let len = file::read_dir(dir, &mut raw, None).map_err(at("list directory"))?;
-        if len == 0 {
-            return Ok(out);
-        }
-        let real = Entries::new(&raw[..len]).filter(|e| !matches!(e.name, b"." | b".."));
-        out.extend(real.map(|e| e.name.to_vec()));
-    }
 }

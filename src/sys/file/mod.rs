@@ -22,8 +22,8 @@ pub use io::{
 };
 pub(in crate::sys) use name::{clean_append, clean_flags};
 pub use name::{
-    link_at, make_dir, make_node, make_symlink, open_at, open_dir, open_tmpfile, read_link, rename, reopen,
-    unlink, unlink_dir,
+    link_at, make_dir, make_node, make_symlink, open_at, open_dir, open_parent, open_tmpfile, read_link,
+    rename, reopen, unlink, unlink_dir,
 };
 pub use stat::{FsStat, Stat, Timestamp, mount_flags, stat, stat_at, stat_fs};
 pub use xattr::{fd_get_xattr, fd_list_xattr, get_xattr, list_xattr, remove_xattr, set_xattr};

@@ -54,6 +54,13 @@ pub fn open_dir(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     check(unsafe { libc::openat(fd.as_raw_fd(), c".".as_ptr(), flags) }).map(owned)
 }
 
+/// O_PATH descriptor of the directory that holds the directory `fd`.
+pub fn open_parent(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: `fd` is open and the path is a NUL-terminated literal.
+    check(unsafe { libc::openat(fd.as_raw_fd(), c"..".as_ptr(), flags) }).map(owned)
+}
+
 /// Opens again, with other flags, the object that `fd` (also O_PATH) refers to.
 pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
     let path = ProcFd::new(fd);
