@@ -121,8 +121,9 @@ impl MirrorFs {
         }
         let mtime = self.stat_after(open).mtime;
         let op = FsOp::SetAttr { id: open.id, mode: None, uid: None, gid: None, size, atime: None, mtime };
-        self.submit(ticket, open.id, &op, &[], self.pending_failure(r, errno));
+        // Before the caller hears of it.
         self.tell_of_disk(errno);
+        self.submit(ticket, open.id, &op, &[], self.pending_failure(r, errno));
         Ok(())
     }
 
