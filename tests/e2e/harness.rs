@@ -20,6 +20,11 @@ pub struct Arena {
 
 /// Boots a lab for the scenario `name`. `None`, with the reason printed, where tests cannot run.
 pub fn arena(name: &str) -> Option<Arena> {
+    arena_for(name, Duration::ZERO)
+}
+
+/// For a scenario that takes `longer` than the others on purpose.
+pub fn arena_for(name: &str, longer: Duration) -> Option<Arena> {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_skc"));
     if let Err(error) = Lab::preflight() {
         crate::skip::skipped(&crate::skip::this_test(), error);
@@ -30,17 +35,17 @@ pub fn arena(name: &str) -> Option<Arena> {
     let lab = Lab::new(&format!("{name}-{}", std::process::id()), None, program).expect("a valid lab name");
     lab.up().expect("the lab comes up");
     let done = Arc::new(AtomicBool::new(false));
-    watch(lab.clone(), done.clone());
+    watch(lab.clone(), done.clone(), DEADLINE + longer);
     Some(Arena { lab, done, _alone: alone })
 }
 
 /// Ends the process when the scenario outlives its deadline.
-fn watch(lab: Lab, done: Arc<AtomicBool>) {
-    let end = Instant::now() + DEADLINE;
+fn watch(lab: Lab, done: Arc<AtomicBool>, limit: Duration) {
+    let end = Instant::now() + limit;
     std::thread::spawn(move || {
         while !done.load(Ordering::Acquire) {
             if Instant::now() >= end {
-                eprintln!("HANGS: {} is not done after {DEADLINE:?}\n{}", lab.name(), lab.diagnosis());
+                eprintln!("HANGS: {} is not done after {limit:?}\n{}", lab.name(), lab.diagnosis());
                 if let Err(error) = lab.down() {
                     eprintln!("cleaning up: {error}");
                 }

@@ -7,6 +7,7 @@ mod application;
 mod clusters;
 mod disk;
 mod exclude;
+mod faults;
 mod handover;
 mod harness;
 mod levels;

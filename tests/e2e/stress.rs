@@ -3,7 +3,7 @@
 //! Lab and load share the machine, so this is harder than the same load on two machines: both nodes, the
 //! clients and the witness wait for the same cores and the same disk.
 
-use crate::harness::arena;
+use crate::harness::arena_for;
 use crate::scenario::{Cluster, Spec, events};
 use skc::lab::Node;
 use skc::lab::forward::shape::Shape;
@@ -63,7 +63,7 @@ fn changes(lab: &crate::harness::Arena, codes: &[&str]) -> usize {
 
 /// Runs the load and returns lost sessions and changes of role per hour, as far as they were met.
 fn under_load(name: &str, timeout: Duration) -> Option<(f64, f64)> {
-    let lab = arena(name)?;
+    let lab = arena_for(name, time())?;
     let _stress = Stress::start(lab.dir())?;
     let spec = Spec { timeout, ..Spec::LEDGER };
     let (cluster, primary, _) = Cluster::start(&lab, &spec);
