@@ -28,6 +28,8 @@ pub struct Actor {
     begun: u64,
     /// Every call is a single request of the kernel, and none outlives its operation.
     single: bool,
+    /// Nothing is written through a mapping.
+    unmapped: bool,
 }
 
 /// A descriptor that is kept open.
@@ -52,6 +54,7 @@ impl Actor {
             slots: Default::default(),
             begun: 0,
             single: false,
+            unmapped: false,
         }
     }
 
@@ -63,6 +66,13 @@ impl Actor {
     /// The same, with operations only that are one request each: refused half-way, none is half done.
     pub fn single(dir: &Path, seed: u64, process: u64) -> Self {
         Self { single: true, ..Self::new(dir, seed, process) }
+    }
+
+    /// The same, for a plain directory whose holes are compared: what goes through a mapping is written instead. The
+    /// page cache of a file system may give blocks to a whole folio in which one byte was mapped and changed, while the
+    /// mirror is asked to write a page.
+    pub fn unmapped(dir: &Path, seed: u64, process: u64) -> Self {
+        Self { unmapped: true, ..Self::new(dir, seed, process) }
     }
 
     /// From now on its directory is reached through `dir`; what it has open is closed.
@@ -132,6 +142,16 @@ impl Actor {
             self.begun = part;
         }
         self.begun > 0
+    }
+
+    /// The inodes whose bytes or attributes an operation that was just done may have changed.
+    pub fn touched(&self, op: &Op) -> Vec<u64> {
+        let named = |path: &&op::Path| {
+            let path = self.path(path);
+            fs::symlink_metadata(OsStr::from_bytes(path.to_bytes())).ok()
+        };
+        let kept = op.slot().and_then(|slot| self.slots[slot].as_ref()?.file.metadata().ok());
+        op.paths().iter().filter_map(named).chain(kept).map(|meta| meta.ino()).collect()
     }
 
     /// Writes what is left of an operation's bytes.
@@ -206,6 +226,10 @@ impl Actor {
                 // Behind the end of the file there is nothing to write to.
                 if io(file.metadata())?.size() < at + len {
                     return Err(libc::EFAULT);
+                }
+                if self.unmapped {
+                    io(file.write_all_at(&bytes(*len, *fill), *at))?;
+                    return sync(&file, false);
                 }
                 let (at, page) = (*at as usize, PAGE as usize);
                 let mut map = Mapping::new(file.as_fd(), (at / page + 1) * page);

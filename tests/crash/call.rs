@@ -123,6 +123,56 @@ pub fn copy(from: &File, at: u64, to: &File, to_at: u64, len: usize) -> Res<u64>
     })
 }
 
+/// FS_IOC_FIEMAP: a request of 32 bytes with room for extents of 56 bytes behind it.
+const FIEMAP: libc::Ioctl = 0xc020_660b_u32 as libc::Ioctl;
+const FIEMAP_FLAG_SYNC: u32 = 1;
+/// Longest answer: a file of the test has fewer blocks.
+const EXTENTS: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Extent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved: [u64; 2],
+    flags: u32,
+    reserved_too: [u32; 3],
+}
+
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped: u32,
+    room: u32,
+    reserved: u32,
+    extents: [Extent; EXTENTS],
+}
+
+/// The ranges of a file that have blocks, written or preallocated, after a flush; neighbours are not joined.
+pub fn allocated(file: &File) -> Res<Vec<(u64, u64)>> {
+    let none =
+        Extent { logical: 0, physical: 0, length: 0, reserved: [0; 2], flags: 0, reserved_too: [0; 3] };
+    let mut map = Box::new(Fiemap {
+        start: 0,
+        length: u64::MAX,
+        flags: FIEMAP_FLAG_SYNC,
+        mapped: 0,
+        room: EXTENTS as u32,
+        reserved: 0,
+        extents: [none; EXTENTS],
+    });
+    // SAFETY: the descriptor is open; `map` is a struct fiemap with the room that it says it has.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), FIEMAP, &raw mut *map) })?;
+    let found = &map.extents[..map.mapped as usize];
+    if found.len() == EXTENTS {
+        return Err(libc::E2BIG);
+    }
+    Ok(found.iter().map(|extent| (extent.logical, extent.logical + extent.length)).collect())
+}
+
 /// Nanoseconds of a clock that all processes share.
 pub fn clock() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -17,6 +17,7 @@ mod linear;
 #[allow(dead_code, reason = "the file system's own suite uses all of it")]
 mod mapping;
 mod op;
+mod planted;
 mod round;
 #[path = "../skip/mod.rs"]
 mod skip;
@@ -68,7 +69,18 @@ fn every_acknowledged_operation_survives_a_power_cut() {
 }
 
 #[test]
-#[ignore = "some ten seconds a seed; run it on purpose"]
+fn a_survivor_is_one_earlier_state_where_answers_are_early() {
+    if !can_run() {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for promise in [Promise::Synced, Promise::Prefix] {
+        round::run(1, promise);
+    }
+}
+
+#[test]
+#[ignore = "some five seconds a seed; run it on purpose"]
 fn every_acknowledged_operation_survives_many_power_cuts() {
     if !can_run() {
         return;
@@ -143,6 +155,6 @@ fn many(promise: Promise) {
     assert!(
         failed.is_empty(),
         "failed: {}",
-        failed.iter().map(|s| round::again(*s)).collect::<Vec<_>>().join("; ")
+        failed.iter().map(|s| round::again(*s, promise)).collect::<Vec<_>>().join("; ")
     );
 }

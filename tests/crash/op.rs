@@ -227,6 +227,53 @@ impl Op {
         }
     }
 
+    /// The paths that it names.
+    pub fn paths(&self) -> Vec<&Path> {
+        match self {
+            Self::Close { .. }
+            | Self::WriteSlot { .. }
+            | Self::TruncateSlot { .. }
+            | Self::FsyncSlot { .. } => Vec::new(),
+            Self::Copy { from, to, .. } | Self::Link { from, to } | Self::Rename { from, to, .. } => {
+                vec![from, to]
+            }
+            Self::Create { path, .. }
+            | Self::Open { path, .. }
+            | Self::Tmpfile { dir: path, .. }
+            | Self::LinkSlot { path, .. }
+            | Self::Write { path, .. }
+            | Self::Append { path, .. }
+            | Self::Empty { path }
+            | Self::Truncate { path, .. }
+            | Self::Map { path, .. }
+            | Self::Allocate { path, .. }
+            | Self::Mkdir { path, .. }
+            | Self::Rmdir { path }
+            | Self::Unlink { path }
+            | Self::Symlink { path, .. }
+            | Self::Mknod { path, .. }
+            | Self::Chmod { path, .. }
+            | Self::Chown { path, .. }
+            | Self::Utimens { path, .. }
+            | Self::SetXattr { path, .. }
+            | Self::RemoveXattr { path, .. }
+            | Self::Fsync { path, .. }
+            | Self::ReadAll { path }
+            | Self::Stat { path }
+            | Self::List { path } => vec![path],
+        }
+    }
+
+    /// The kept descriptor that it uses.
+    pub const fn slot(&self) -> Option<usize> {
+        match self {
+            Self::WriteSlot { slot, .. } | Self::TruncateSlot { slot, .. } | Self::LinkSlot { slot, .. } => {
+                Some(*slot)
+            }
+            _ => None,
+        }
+    }
+
     /// Promises the caller that what was done before is durable.
     pub fn syncs(&self) -> bool {
         match self {

@@ -80,8 +80,12 @@ impl Part {
 }
 
 /// The command that repeats a seed.
-pub fn again(seed: u64) -> String {
-    format!("SKC_CRASH_FIRST={seed} SKC_CRASH_SEEDS=1 cargo test --release --test crash -- --ignored")
+pub fn again(seed: u64, promise: Promise) -> String {
+    let consistency = promise.consistency();
+    format!(
+        "SKC_CRASH_CONSISTENCY={consistency} SKC_CRASH_FIRST={seed} SKC_CRASH_SEEDS=1 \
+         cargo test --release --test crash survives_many -- --ignored"
+    )
 }
 
 fn start(world: &World, node: Node, seed: u64, notes: &Path) -> Vec<Child> {
@@ -131,9 +135,11 @@ pub fn run(seed: u64, promise: Promise) {
     world.power_on(primary);
     assert_eq!(world.settled(), survivor, "seed {seed}: the survivor stays primary");
     world.trees_equal();
-    let Verdict { acknowledged, in_flight, survived, .. } = verdict;
+    let Verdict { acknowledged, in_flight, survived, lost, .. } = verdict;
     eprintln!(
-        "seed {seed}: {acknowledged} acknowledged, {in_flight} in flight of which {survived} survived ({:?}), {:.1} s",
+        "{} {seed}: {acknowledged} acknowledged, {lost} of them lost, {in_flight} in flight of which {survived} \
+         survived ({:?}), {:.1} s",
+        promise.consistency(),
         Last::of(seed),
         began.elapsed().as_secs_f64()
     );
@@ -152,7 +158,7 @@ fn verdict(
     let [dead, survivor] = [dead, survivor].map(|node| world.backing(node));
     let mut verdict = judge::judge(promise, seed, &survivor, notes, &plain).expect("judge");
     judge::same_times(&mut verdict, &dead, &survivor).expect("read the times");
-    let repeat = again(seed);
+    let repeat = again(seed, promise);
     assert!(verdict.broken.is_empty(), "seed {seed}:\n{}\nrepeat: {repeat}", verdict.broken.join("\n"));
     assert!(verdict.acknowledged >= LEAST, "seed {seed}: {} acknowledged", verdict.acknowledged);
     verdict
