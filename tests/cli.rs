@@ -372,3 +372,22 @@ fn a_machine_is_checked_and_what_is_missing_has_its_code() {
         std::fs::read_dir(arena.backing(Node::NodeA, "/srv/data")).expect("it is there").collect();
     assert!(files.is_empty(), "{files:?}");
 }
+
+/// Standard error of an agent is a file as often as not, and disks get full.
+#[test]
+fn a_log_that_is_not_taken_stops_nobody() {
+    const CHILD: &str = "SKC_TEST_LOGS";
+    if std::env::var_os(CHILD).is_some() {
+        skc::telemetry::init(skc::telemetry::Format::Human);
+        tracing::error!("nobody takes this");
+        return;
+    }
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    let status = Command::new(std::env::current_exe().expect("own path"))
+        .args(["a_log_that_is_not_taken_stops_nobody", "--exact", "--nocapture"])
+        .env(CHILD, "1")
+        .stdout(Stdio::null())
+        .stderr(full)
+        .status();
+    assert!(status.expect("it runs").success());
+}

@@ -82,7 +82,7 @@ fn samples() -> Vec<(Kind, Vec<u8>)> {
         },
         FsOp::SetXattr { id: FileId(3), name: b"user.a".to_vec(), flags: 1, mode: 0o644 },
         FsOp::RemoveXattr { id: FileId(3), name: b"user.a".to_vec(), mode: 0o644 },
-        FsOp::Fallocate { id: FileId(3), mode: 3, offset: 1, length: 2, mtime: (1, 2) },
+        FsOp::Fallocate { id: FileId(3), mode: 3, offset: 1, length: 2, mtime: (1, 2), clear: Some(0o755) },
         FsOp::SetFlags { id: FileId(3), flags: 0x10 },
         FsOp::Fsync { id: FileId(3), data_only: true },
         FsOp::SyncFs,

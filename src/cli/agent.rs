@@ -1,5 +1,6 @@
 //! `skc agent`: the node daemon. The process itself is the guard; the worker is its child.
 
+use super::output::errln;
 use crate::daemon::agent::{Options, worker};
 use crate::guard::{self, GuardConfig};
 use crate::telemetry::{self, Format};
@@ -39,7 +40,7 @@ pub fn run(args: Args) -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!(error, error_code = "SKC-E7025", "the agent cannot serve");
-                eprintln!("error[SKC-E7025]: the agent cannot serve: {error}");
+                errln!("error[SKC-E7025]: the agent cannot serve: {error}");
                 ExitCode::from(2)
             }
         };

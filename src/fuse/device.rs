@@ -91,6 +91,12 @@ impl Device {
         self.write(0, abi::notify::INVAL_INODE, [body.as_bytes(), &[]])
     }
 
+    /// Drops the kernel's cached attributes of `id` alone: waits for nothing.
+    pub fn invalidate_attributes(&self, id: FileId) -> Result<(), Errno> {
+        let body = InvalInodeOut { ino: id.0, off: -1, len: 0 };
+        self.write(0, abi::notify::INVAL_INODE, [body.as_bytes(), &[]])
+    }
+
     /// Drops the kernel's cached name. Waits for the directory's running operations: never call it
     /// from a thread that serves requests, nor while requests are parked.
     pub fn invalidate_entry(&self, parent: FileId, name: &[u8]) -> Result<(), Errno> {

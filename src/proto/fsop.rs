@@ -156,8 +156,8 @@ pub enum FsOp {
         name: Vec<u8>,
         mode: u32,
     },
-    /// fallocate(2) with the kernel's FALLOC_FL_* bits.
-    Fallocate { id: FileId, mode: u32, offset: u64, length: u64, mtime: Time },
+    /// fallocate(2) with the kernel's FALLOC_FL_* bits; `clear` as in `Write`.
+    Fallocate { id: FileId, mode: u32, offset: u64, length: u64, mtime: Time, clear: Option<u32> },
     /// FS_IOC_SETFLAGS: the shared flags as they are now.
     SetFlags { id: FileId, flags: u32 },
     /// fsync (`data_only` = fdatasync) of a file or directory: acknowledged by its own SyncAck.

@@ -40,7 +40,10 @@ where
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new(DEFAULT_FILTER), Some(error)),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    // A log on a full disk, or without a reader, takes no line. Told by `eprintln!`, as the subscriber would, that
+    // ends in a panic of whichever thread logged: of one that serves a mount, or of a state machine's task.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
     let installed = match format {
         Format::Human => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),

@@ -1,8 +1,10 @@
 //! Single promises, one test each.
 
+use super::standby::Standby;
 use super::support::{Mounted, eventually, isolated};
 use crate::skip::skipped;
 use skc::fuse::{Local, Options};
+use skc::sys::backing::Backing;
 use skc::sys::file;
 use skc::tree::Descriptors;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -134,6 +136,45 @@ fn writing_clears_suid_and_capabilities_for_an_ordinary_user_only() {
     });
 }
 
+/// The kernel believes a mode that it has until it is told: who only asks for the mode, or runs the program, must not
+/// see the old one.
+#[test]
+fn what_an_ordinary_user_wrote_into_is_suid_no_more_for_anybody() {
+    isolated(|| {
+        let other = tempfile::tempdir().expect("temporary directory");
+        let standby = Backing::open(other.path()).expect("open");
+        let m = Mounted::with(|tree| Arc::new(Standby::new(tree, standby)), Options::default());
+        open_up(&m);
+        let f = m.path("f");
+        // stat -c %a asks for the mode alone, which the kernel then has.
+        let mode = || {
+            let out = Command::new("stat").args(["-c", "%a"]).arg(&f).output().expect("stat");
+            String::from_utf8(out.stdout).expect("text").trim().to_owned()
+        };
+        let ways = [
+            ("append", "printf x >> F"),
+            ("direct write", "dd if=/dev/zero of=F bs=4096 count=1 oflag=direct conv=notrunc status=none"),
+            ("fallocate", "fallocate -l 8192 F"),
+            ("punched hole", "fallocate -p -o 0 -l 4096 F"),
+            ("copy", "cat S 1<> F"),
+        ];
+        std::fs::write(m.path("s"), b"copied").expect("write");
+        for (way, script) in ways {
+            std::fs::write(&f, vec![7; 10_000]).expect("write");
+            chown(&f, Some(1001), Some(1001)).expect("chown");
+            std::fs::set_permissions(&f, PermissionsExt::from_mode(0o6777)).expect("chmod");
+            assert_eq!(mode(), "6777");
+            let script = script
+                .replace('F', &f.display().to_string())
+                .replace('S', &m.path("s").display().to_string());
+            assert!(as_user(&script), "{way}");
+            assert_eq!(mode(), "777", "{way}");
+            assert_eq!(owner(&m.below().join("f")).2, 0o777, "{way}, below");
+            assert_eq!(owner(&other.path().join("f")).2, 0o777, "{way}, on the standby");
+        }
+    });
+}
+
 #[test]
 fn append_holes_and_copies_land_where_they_should() {
     isolated(|| {
@@ -152,6 +193,9 @@ fn append_holes_and_copies_land_where_they_should() {
         sparse.write_all(b"end").expect("write");
         assert_eq!(file::seek_data(sparse.as_fd(), 0), Ok(1 << 20));
         assert_eq!(file::seek_hole(sparse.as_fd(), 1 << 20), Ok((1 << 20) + 3));
+        let nowhere = Err(skc::ports::Errno(6)); // ENXIO
+        assert_eq!(file::seek_data(sparse.as_fd(), u64::MAX), nowhere, "before the file's begin");
+        assert_eq!(file::seek_hole(sparse.as_fd(), u64::MAX), nowhere, "before the file's begin");
         let to = std::fs::File::create_new(m.path("c")).expect("create");
         let mut at = 0;
         while at < (1 << 20) + 3 {

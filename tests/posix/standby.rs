@@ -192,9 +192,12 @@ impl Standby {
                 file::remove_xattr(fd.as_fd(), name).expect("removexattr");
                 assert_eq!(file::stat(fd.as_fd()).map(|s| s.mode), Ok(*mode));
             }
-            FsOp::Fallocate { id, mode, offset, length, mtime } => {
+            FsOp::Fallocate { id, mode, offset, length, mtime, clear } => {
                 let fd = file::reopen(self.fd(s, *id).as_fd(), 2).expect("open for writing");
                 file::fallocate(fd.as_fd(), *mode, *offset, *length).expect("fallocate");
+                if let Some(mode) = clear {
+                    file::chmod(fd.as_fd(), *mode).expect("chmod");
+                }
                 Self::times(&fd, *mtime);
             }
             FsOp::SetFlags { id, flags } => {

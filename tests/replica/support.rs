@@ -345,7 +345,7 @@ impl Mirror {
         self.inode(id, &[], || {
             let fd = self.tree.open(id, libc::O_RDWR)?;
             file::fallocate(fd.as_fd(), mode, offset, length)?;
-            Ok(FsOp::Fallocate { id, mode, offset, length, mtime: self.mtime(id)? })
+            Ok(FsOp::Fallocate { id, mode, offset, length, mtime: self.mtime(id)?, clear: None })
         })
     }
 

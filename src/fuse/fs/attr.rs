@@ -1,5 +1,6 @@
 //! SETATTR: chmod, chown, truncate, utimens.
 
+use super::handles::OpenFile;
 use super::request::Request;
 use super::{MirrorFs, Outcome, Stop, errno, is_early};
 use crate::fuse::abi::{SetattrIn, fattr};
@@ -125,16 +126,23 @@ impl MirrorFs {
 
     /// Clears suid and sgid after a write that asked for it. The new mode if there was any to clear.
     /// File capabilities were already removed by the backing file system's own write.
-    pub(super) fn kill_privileges(fd: BorrowedFd<'_>, stat: &Stat) -> Option<u32> {
+    pub(super) fn kill_privileges(&self, open: &OpenFile, stat: &Stat) -> Option<u32> {
+        let fd = open.fd.as_fd();
         let mode = without_privileges(stat.mode)?;
         // The kernel's own clearing does not ask whether the file is append-only.
-        match file::flags::unlocked(fd, || file::chmod(fd, mode)) {
-            Ok(()) => Some(mode),
-            Err(errno) => {
-                tracing::error!(errno = errno.0, "clearing suid after a write failed");
-                None
-            }
+        if let Err(errno) = file::flags::unlocked(fd, || file::chmod(fd, mode)) {
+            tracing::error!(errno = errno.0, "clearing suid after a write failed");
+            return None;
         }
+        // The kernel takes only times and size for changed by a write, and would go on showing the old mode and
+        // running the file as its owner. ENOENT: it knows nothing of it.
+        let _ = self.device.invalidate_attributes(open.id);
+        Some(mode)
+    }
+
+    /// For calls in which the kernel does not say whether the caller may keep suid and sgid: root may.
+    pub(super) fn kill_for_user(&self, uid: u32, open: &OpenFile, stat: &Stat) -> Option<u32> {
+        if uid == 0 { None } else { self.kill_privileges(open, stat) }
     }
 
     /// Refuses what only the owner of the hidden things may do.

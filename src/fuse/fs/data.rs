@@ -82,7 +82,7 @@ impl MirrorFs {
         };
         let stat = self.stat_after(&open);
         let kill = a.write_flags & abi::WRITE_KILL_SUIDGID != 0;
-        let clear = if kill { Self::kill_privileges(open.fd.as_fd(), &stat) } else { None };
+        let clear = if kill { self.kill_privileges(&open, &stat) } else { None };
         let op = FsOp::Write { id: open.id, offset: a.offset, mtime: stat.mtime, clear };
         let body = WriteOut { size: len as u32, padding: 0 };
         let reply = self.pending(r, &body);
@@ -164,12 +164,14 @@ impl MirrorFs {
             let size = self.stat_after(&open).size;
             return self.failed(r, ticket, &open, (size != size_before).then_some(size), errno);
         }
+        let stat = self.stat_after(&open);
         let op = FsOp::Fallocate {
             id: open.id,
             mode: a.mode,
             offset: a.offset,
             length: a.length,
-            mtime: self.mtime_after(open.fd.as_fd()),
+            mtime: stat.mtime,
+            clear: self.kill_for_user(r.header.uid, &open, &stat),
         };
         self.submit(ticket, open.id, &op, &[], self.pending_empty(r));
         Ok(())
@@ -223,7 +225,8 @@ impl MirrorFs {
             }
         };
         let stat = self.stat_after(&to);
-        let op = FsOp::Write { id: to.id, offset: a.off_out, mtime: stat.mtime, clear: None };
+        let clear = self.kill_for_user(r.header.uid, &to, &stat);
+        let op = FsOp::Write { id: to.id, offset: a.off_out, mtime: stat.mtime, clear };
         self.submit(ticket, to.id, &op, &bulk[..len], reply);
         Ok(())
     }

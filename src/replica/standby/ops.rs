@@ -270,9 +270,12 @@ impl Table {
                 }
                 same_mode(path.as_fd(), name, *mode)
             }
-            FsOp::Fallocate { id, mode, offset, length, mtime } => {
+            FsOp::Fallocate { id, mode, offset, length, mtime, clear } => {
                 let fd = self.data(*id).map_err(at("open"))?;
                 file::fallocate(fd.as_fd(), *mode, *offset, *length).map_err(at("fallocate"))?;
+                if let Some(mode) = clear {
+                    file::chmod(fd.as_fd(), *mode).map_err(at("chmod"))?;
+                }
                 set_mtime(fd.as_fd(), *mtime)
             }
             FsOp::SetFlags { id, flags: wanted } => {

@@ -55,7 +55,8 @@ pub fn fallocate(fd: BorrowedFd<'_>, mode: Fallocate, offset: u64, len: u64) -> 
 }
 
 fn seek(fd: BorrowedFd<'_>, offset: u64, whence: i32) -> Result<u64, Errno> {
-    let offset = off(offset)?;
+    // Past i64::MAX: a negative one to the kernel, which finds nothing there (ENXIO), as on the disk.
+    let offset = offset.cast_signed();
     // SAFETY: `fd` is open; only its file position changes, which nothing here relies on.
     let at = unsafe { libc::lseek(fd.as_raw_fd(), offset, whence) };
     u64::try_from(at).map_err(|_| crate::sys::errno::last())
