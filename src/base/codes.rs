@@ -185,6 +185,7 @@ codes! {
     APPLY_NEEDS_STOP = "SKC-E7016", "The change needs a stop";
     APPLY_PAIR = "SKC-E7017", "The spec does not fit the pair";
     APPLY_KEY = "SKC-E7018", "Two clusters cannot be told apart";
+    APPLY_UNLIKE = "SKC-E7019", "One node cannot hold what the other can";
     CLUSTER_START = "SKC-E7020", "A cluster cannot be brought up";
     NOT_YET = "SKC-E7021", "This is not there yet";
     DELETE_RUNNING = "SKC-E7022", "The cluster runs and cannot be removed";

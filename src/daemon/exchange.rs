@@ -1,17 +1,22 @@
 //! Specs between the two nodes: who has what, who lacks what, and what the other one does not take.
 
 use super::node::Node;
-use super::specs;
+use super::{specs, unlike};
 use crate::api::types::Reason;
 use crate::base::ClusterId;
 use crate::bus::Fact;
-use crate::proto::envelope::{Envelope, SpecStamp};
+use crate::proto::envelope::{Envelope, Lacks, SpecStamp};
+use crate::spec::ClusterSpec;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// Longest look at the directories of a spec before it is sent without.
+const LOOK: Duration = Duration::from_secs(2);
 
 impl Node {
     /// What the peer says it has: asks for what is newer there, sends what is newer here.
-    pub(super) fn compare_lists(&self, theirs: &[SpecStamp]) {
+    pub(super) fn compare_lists(self: &Arc<Self>, theirs: &[SpecStamp]) {
         let has = |cluster: &ClusterId, number: u64| {
             theirs.iter().any(|stamp| stamp.cluster == *cluster && stamp.number >= number)
         };
@@ -34,19 +39,38 @@ impl Node {
         self.send(&Envelope::SpecList(stamps));
     }
 
-    /// Sends one spec, for example after it was applied here.
-    pub fn send_spec(&self, cluster: &ClusterId) {
-        let put = self.specs.lock().unwrap_or_else(PoisonError::into_inner).put(cluster);
-        if let Some(put) = put {
-            self.send(&put);
-        }
+    /// Sends one spec, for example after it was applied here, and what its directories lack on this node. Not in
+    /// line with other messages: a newer stamp wins in any order.
+    pub fn send_spec(self: &Arc<Self>, cluster: &ClusterId) {
+        let specs = self.specs.lock().unwrap_or_else(PoisonError::into_inner);
+        let spec = specs.get(cluster).and_then(|entry| entry.spec.clone());
+        let Some(Envelope::SpecPut { stamp, text, .. }) = specs.put(cluster) else { return };
+        drop(specs);
+        let node = self.clone();
+        drop(tokio::spawn(async move {
+            let (looking, cluster) = (node.clone(), stamp.cluster.clone());
+            let look = tokio::task::spawn_blocking(move || {
+                spec.map_or_else(Vec::new, |spec| unlike::lacks(&spec, looking.unit(&cluster).as_deref()))
+            });
+            // A disk that does not answer keeps no spec from its way.
+            let lacks = tokio::time::timeout(LOOK, look).await;
+            let lacks = lacks.ok().and_then(Result::ok).unwrap_or_default();
+            node.send(&Envelope::SpecPut { stamp, text, lacks });
+        }));
     }
 
     /// Takes a spec of the peer, then acts on it.
-    pub(super) async fn take_spec(self: Arc<Self>, stamp: SpecStamp, text: String) {
+    pub(super) async fn take_spec(self: Arc<Self>, stamp: SpecStamp, text: String, theirs: Vec<Lacks>) {
         let (node, told) = (self.clone(), stamp.clone());
+        let unit = self.unit(&stamp.cluster);
+        let peer = self.link().identity().peer().map_or("the other node", |p| p.name.as_str()).to_owned();
+        let own = self.shared.name.clone();
         let accepted = self
-            .change_specs(move |specs| specs.accept(&told, text, |cluster| node.is_stopped(cluster)))
+            .change_specs(move |specs| {
+                let fits =
+                    |spec: &ClusterSpec| unlike::compare(spec, unit.as_deref(), (&own, &peer), &theirs);
+                specs.accept(&told, text, |cluster| node.is_stopped(cluster), fits)
+            })
             .await;
         let cluster = Some(stamp.cluster.0.as_str());
         match accepted {

@@ -22,3 +22,4 @@ pub mod operate;
 pub mod specs;
 pub mod start;
 pub mod status;
+mod unlike;

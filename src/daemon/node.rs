@@ -509,7 +509,9 @@ impl Node {
             Ok(Envelope::SpecWant(cluster)) => self.send_spec(&cluster),
             // Not in line with the messages that follow: a newer stamp wins in any order, and the peer's
             // core messages of a cluster that is not up yet are kept.
-            Ok(Envelope::SpecPut { stamp, text }) => drop(tokio::spawn(self.clone().take_spec(stamp, text))),
+            Ok(Envelope::SpecPut { stamp, text, lacks }) => {
+                drop(tokio::spawn(self.clone().take_spec(stamp, text, lacks)));
+            }
             Ok(Envelope::SpecRefused { stamp, code, reason }) => self.spec_refused(&stamp, code, &reason),
             Err(error) => tracing::error!(%error, "a message of the peer is not understood"),
         }

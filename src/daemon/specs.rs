@@ -131,7 +131,8 @@ impl SpecBook {
     /// The message that carries one entry, removed ones included.
     pub fn put(&self, cluster: &ClusterId) -> Option<Envelope> {
         let entry = self.entries.get(cluster)?;
-        Some(Envelope::SpecPut { stamp: entry.stamp(cluster), text: entry.text.clone().unwrap_or_default() })
+        let (stamp, text) = (entry.stamp(cluster), entry.text.clone().unwrap_or_default());
+        Some(Envelope::SpecPut { stamp, text, lacks: Vec::new() })
     }
 
     /// Which of the peer's specs are newer than ours (to ask for), and which of ours are newer (to send).
@@ -259,13 +260,14 @@ impl SpecBook {
         Ok(())
     }
 
-    /// Takes a spec from the peer if it is newer; true = it changed something here. A cluster that is
+    /// Takes a spec from the peer if it is newer and `fits`; true = it changed something here. A cluster that is
     /// not `stopped` here does not lose its spec: what serves must come up again after a restart.
     pub fn accept(
         &mut self,
         stamp: &SpecStamp,
         text: String,
         stopped: impl Fn(&ClusterId) -> bool,
+        fits: impl Fn(&ClusterSpec) -> Result<(), ApiError>,
     ) -> Result<bool, ApiError> {
         let cluster = &stamp.cluster;
         if self.entries.get(cluster).is_some_and(|e| !stamp.newer_than(&e.stamp(cluster))) {
@@ -285,6 +287,7 @@ impl SpecBook {
             Entry { revision, text: None, spec: None }
         } else {
             let spec = parse_one(&cluster.0, &text)?;
+            fits(&spec)?;
             self.store.save(cluster, &revision, &text).map_err(|e| not_stored(cluster, &e))?;
             Entry { revision, text: Some(text), spec: Some(Arc::new(spec)) }
         };
@@ -486,12 +489,12 @@ mod tests {
         let mut book = book(&state);
         book.apply(&[spec("shop", "/srv/shop")], false, None, &pair(), |_| false).unwrap();
         let removal = SpecStamp { cluster: shop(), number: 2, node: "node-b".into(), removed: true };
-        let error = book.accept(&removal, String::new(), |_| false).expect_err("it runs");
+        let error = book.accept(&removal, String::new(), |_| false, |_| Ok(())).expect_err("it runs");
         assert_eq!(error.code, "SKC-E7022");
         assert!(book.get(&shop()).is_some());
         assert_eq!(book.removed_by(&shop()), Some("node-b"));
         // At the next exchange of lists, when it is stopped.
-        assert!(book.accept(&removal, String::new(), |_| true).unwrap());
+        assert!(book.accept(&removal, String::new(), |_| true, |_| Ok(())).unwrap());
         assert!(book.get(&shop()).is_none() && book.removed_by(&shop()).is_none());
     }
 

@@ -22,6 +22,9 @@ pub enum Envelope {
         stamp: SpecStamp,
         /// The YAML text; empty when the stamp says removed.
         text: String,
+        /// What the sender's directories lack, of those that it looked at.
+        #[serde(default)]
+        lacks: Vec<Lacks>,
     },
     /// "Send me this one."
     SpecWant(ClusterId),
@@ -34,6 +37,15 @@ pub enum Envelope {
         /// Why, for people.
         reason: String,
     },
+}
+
+/// What the file system of one directory cannot hold (`tree::abilities`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lacks {
+    /// The directory.
+    pub path: String,
+    /// In words; sorted.
+    pub what: Vec<String>,
 }
 
 /// Identity of one revision of one cluster's spec. Order: number, then the author's name: two nodes

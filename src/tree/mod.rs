@@ -18,6 +18,7 @@
 //! # Local
 //! What [`Tree::patterns`] leave to each node is in the mount like everything else, and not replicated: [`local`].
 
+pub mod abilities;
 mod descriptors;
 pub mod identity;
 mod inodes;

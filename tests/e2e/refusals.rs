@@ -2,8 +2,11 @@
 
 use crate::harness::{always, arena, until};
 use crate::scenario::{Cluster, SETTLE, Spec};
+use crate::skip::{skipped, this_test};
 use skc::lab::{Kill, Lab, Node};
-use std::fs;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 #[test]
@@ -177,4 +180,49 @@ fn a_file_system_mounted_below_the_directory_is_never_hidden() {
     let load = cluster.load();
     cluster.progress(&load, 50);
     assert_eq!(cluster.finish(load), primary);
+}
+
+/// ext4 with small inodes knows neither fractions of a second nor the year 2039.
+#[test]
+fn a_directory_that_cannot_hold_what_the_other_can_is_refused() {
+    let Some(lab) = arena("unlike") else { return };
+    if !Path::new("/usr/sbin/mkfs.ext4").exists() || !Path::new("/dev/loop-control").exists() {
+        return skipped(&this_test(), "mkfs.ext4 or loop devices are missing");
+    }
+    const VOLUME: &str = "/srv/data";
+    const SPEC: Spec = Spec { directory: "/srv/data/ledger", ..Spec::LEDGER };
+    let old = Node::NodeB;
+    lab.kill(old, Kill::Power).expect("power off");
+    let image = lab.node_dir(old).join("image");
+    let home = lab.node_dir(old).join("volumes/srv-data");
+    fs::create_dir_all(&home).expect("create a directory");
+    File::create(&image).and_then(|file| file.set_len(32 << 20)).expect("an image");
+    let run = |program: &str, arguments: &[&str]| {
+        let done =
+            Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+        assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    let (image, at) = (image.display().to_string(), home.display().to_string());
+    run("mkfs.ext4", &["-q", "-I", "128", &image]);
+    run("mount", &["-o", "loop", &image, &at]);
+    lab.attach_volume(old, VOLUME).expect("the volume is there");
+    lab.boot(old).expect("boot with the volume");
+
+    let cluster = Cluster::apply(&lab, &SPEC);
+    cluster.says(Node::NodeA, "why node-b takes no part", &["SKC-E7019"]);
+    cluster.says(
+        Node::NodeA,
+        "what it lacks",
+        &["modification times to the nanosecond, times after the year 2038"],
+    );
+    assert!(cluster.get(old).to_string().len() < 10, "no spec is in force there: {}", cluster.get(old));
+    assert!(!cluster.backing(old).join(".skc").exists(), "its directory was not touched");
+    // With room for the missing bits it goes on, at the next apply.
+    lab.kill(old, Kill::Power).expect("power off");
+    lab.detach_volume(old, VOLUME).expect("the volume is gone");
+    fs::create_dir_all(cluster.backing(old)).expect("the directory below, on the node's own disk");
+    lab.boot(old).expect("boot");
+    lab.start_agent(old).expect("the agent starts");
+    cluster.settled();
+    cluster.verdict();
 }

@@ -7,7 +7,7 @@ use skc::engine::durable::HISTORY_MAX;
 use skc::engine::{
     Damage, Durable, HeartbeatBody, Hello, Inconsistent, PeerMessage, Plan, Verdict, VerdictKind,
 };
-use skc::proto::envelope::{Envelope, SpecStamp};
+use skc::proto::envelope::{Envelope, Lacks, SpecStamp};
 
 fn epoch() -> impl Strategy<Value = Epoch> {
     any::<(u64, u64)>().prop_map(|(g, s)| Epoch { g, s })
@@ -109,11 +109,18 @@ pub fn any_envelope() -> impl Strategy<Value = Envelope> {
     let stamp = ("\\PC{0,63}", any::<u64>(), "\\PC{0,63}", any::<bool>()).prop_map(
         |(cluster, number, node, removed)| SpecStamp { cluster: ClusterId(cluster), number, node, removed },
     );
+    let words = prop::collection::vec("\\PC{0,20}", 0..3);
+    let lacks = ("\\PC{0,20}", words).prop_map(|(path, what)| Lacks { path, what });
+    let lacks = prop::collection::vec(lacks, 0..3);
     prop_oneof![
         ("\\PC{0,63}", any::<Vec<u8>>())
             .prop_map(|(cluster, body)| Envelope::Core { cluster: ClusterId(cluster), body }),
         prop::collection::vec(stamp.clone(), 0..4).prop_map(Envelope::SpecList),
-        (stamp.clone(), "\\PC{0,200}").prop_map(|(stamp, text)| Envelope::SpecPut { stamp, text }),
+        (stamp.clone(), "\\PC{0,200}", lacks).prop_map(|(stamp, text, lacks)| Envelope::SpecPut {
+            stamp,
+            text,
+            lacks
+        }),
         (stamp, "\\PC{0,20}", "\\PC{0,200}").prop_map(|(stamp, code, reason)| Envelope::SpecRefused {
             stamp,
             code,

@@ -13,7 +13,7 @@ use skc::engine::{
     Verdict, VerdictKind,
 };
 use skc::proto::control::{VERSIONS, VersionRange};
-use skc::proto::envelope::{Envelope, SpecStamp};
+use skc::proto::envelope::{Envelope, Lacks, SpecStamp};
 use skc::store::{FenceSlots, StoreError};
 use std::fmt::Write;
 
@@ -139,11 +139,12 @@ fn envelopes() -> Vec<Envelope> {
     let cluster = ClusterId("shop-db".into());
     let stamp =
         |removed| SpecStamp { cluster: cluster.clone(), number: u64::MAX, node: "node-a".into(), removed };
+    let lacks = Lacks { path: "/srv/a".into(), what: vec!["access control lists".into()] };
     vec![
         Envelope::Core { cluster: cluster.clone(), body: vec![0, 0xc1, 0xff] },
         Envelope::SpecList(vec![stamp(false), stamp(true)]),
-        Envelope::SpecPut { stamp: stamp(false), text: "kind: ClusterSpec\n".into() },
-        Envelope::SpecPut { stamp: stamp(true), text: String::new() },
+        Envelope::SpecPut { stamp: stamp(false), text: "kind: ClusterSpec\n".into(), lacks: vec![lacks] },
+        Envelope::SpecPut { stamp: stamp(true), text: String::new(), lacks: Vec::new() },
         Envelope::SpecWant(cluster.clone()),
         Envelope::SpecRefused { stamp: stamp(true), code: "SKC-E7022".into(), reason: "it runs here".into() },
     ]

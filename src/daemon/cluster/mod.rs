@@ -30,11 +30,13 @@ use crate::reconcile::vip::Standing;
 use crate::spec::ClusterSpec;
 use crate::store::StateDir;
 use crate::store::fence::FenceSlots;
+use crate::sys::backing::Backing;
 use crate::sys::clock::boottime;
 use checkers::Checkers;
 use serde::{Deserialize, Serialize};
 use services::Services;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -135,6 +137,15 @@ pub struct ClusterUnit {
 }
 
 impl ClusterUnit {
+    /// Looks at the directory `path` below its mount; `None` if it is not open. Blocks as long as its disk does.
+    pub fn below<T>(&self, path: &Path, look: impl FnOnce(&Backing) -> T) -> Option<T> {
+        let tree = {
+            let volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+            volumes.units.iter().find(|unit| unit.path == path)?.tree.clone()?
+        };
+        Some(look(&tree.backing))
+    }
+
     /// Brings a cluster up: reads its fencing record, opens its directories, starts its core.
     pub async fn start(
         shared: Arc<Shared>,
