@@ -1,13 +1,13 @@
 //! chattr's flags on the mount: shown, set, obeyed, as on the bare directory.
 
-use super::support::{Mounted, isolated};
+use super::support::{Mounted, eventually, isolated};
 use crate::skip::{skipped, this_test};
 use skc::ports::Errno;
 use skc::sys::file::flags::{self, APPEND, IMMUTABLE};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -127,6 +127,28 @@ fn flags_are_shown_set_and_inherited_and_what_would_not_travel_is_refused() {
             (Ok(immutable), Ok(dump)) => assert_eq!((immutable, dump), (false, true)),
             _ => skipped(&this_test(), "chattr is not installed"),
         }
+    });
+}
+
+#[test]
+fn chattr_changes_the_time_of_change_that_is_shown() {
+    isolated(|| {
+        let (m, _) = Mounted::local();
+        let f = m.path("f");
+        std::fs::write(&f, b"x").expect("write");
+        let time = || {
+            let shown = f.metadata().expect("stat");
+            (shown.ctime(), shown.ctime_nsec())
+        };
+        if set(&f, NODUMP, 0).is_err() {
+            return skipped(&this_test(), "the file system of the temporary directory has no inode flags");
+        }
+        let before = time();
+        // The clock of a file system goes by ticks.
+        eventually("another time", || {
+            set(&f, NODUMP, 0).and_then(|()| set(&f, 0, NODUMP)).expect("chattr");
+            time() != before
+        });
     });
 }
 

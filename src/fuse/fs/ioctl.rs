@@ -115,6 +115,8 @@ impl MirrorFs {
                 self.spoil("inode flags could not be read back");
             })
         })?;
+        // The time of change is another now, and to the kernel an ioctl changes nothing. ENOENT: it has nothing of it.
+        let _ = self.device.invalidate_attributes(id);
         let op = FsOp::SetFlags { id, flags: flags & TRAVELLING };
         // Both numbers only take something: no data in the answer.
         let reply = self.pending(r, &IoctlOut::default());
