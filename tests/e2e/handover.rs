@@ -4,7 +4,12 @@ use crate::harness::{Arena, always, arena, until};
 use crate::scenario::{Cluster, Spec};
 use skc::lab::wait::Part;
 use skc::lab::{Kill, Node};
+use skc::sys::file::{link_at, open_tmpfile};
 use skc::sys::namespace::{Signal, signal};
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// Longest time without an answer while the role moves in order, the start of the service included.
@@ -168,4 +173,66 @@ fn automatic_failback_leaves_the_operators_swap_alone() {
         preferred_serves(&cluster);
     }
     assert_eq!(cluster.finish(load), a);
+}
+
+/// The descriptors of a program that is no service: it lives on where it is, whatever the role does.
+#[test]
+fn open_files_through_a_swap_and_a_power_cut() {
+    let Some(lab) = arena("open-files") else { return };
+    let (cluster, primary, standby) = Cluster::start(&lab, &Spec::LEDGER);
+    let dir = lab.mounted(primary, "/srv/ledger").expect("mounted");
+    let open = |path: &Path| File::options().read(true).write(true).create(true).truncate(true).open(path);
+    let (named, gone) = (open(&dir.join("named")).expect("create"), open(&dir.join("gone")).expect("create"));
+    let unnamed =
+        File::from(open_tmpfile(File::open(&dir).expect("open").as_fd(), 0o600, false).expect("O_TMPFILE"));
+    fs::remove_file(dir.join("gone")).expect("unlink");
+    let files = [&named, &gone, &unnamed];
+    for file in files {
+        file.write_all_at(b"before", 0).expect("write");
+    }
+    cluster.trees_equal();
+    let reads = |file: &File| {
+        let mut text = [0; 6];
+        file.read_exact_at(&mut text, 0).expect("read");
+        assert_eq!(&text, b"before");
+    };
+    let refuses = |file: &File, errno| {
+        assert_eq!(file.write_at(b"after", 0).map_err(|e| e.raw_os_error()), Err(Some(errno)));
+    };
+
+    cluster.does(primary, "swap", &[]);
+    cluster.wait(standby, &["PRIM", "Ready", "vip"]);
+    cluster.wait(primary, &["SECOND", "Ready", "UpToDate"]);
+    files.into_iter().for_each(reads);
+    files.into_iter().for_each(|file| refuses(file, libc::EROFS));
+
+    cluster.does(primary, "swap", &[]);
+    cluster.wait(primary, &["PRIM", "Ready", "vip"]);
+    cluster.wait(standby, &["SECOND", "Ready", "UpToDate"]);
+    files.into_iter().for_each(reads);
+    // Written by a descriptor from before: to be opened anew.
+    files.into_iter().for_each(|file| refuses(file, libc::ESTALE));
+    let again = File::options().write(true).open(dir.join("named")).expect("open anew");
+    again.write_all_at(b"behind", 6).expect("write");
+    // What gets its first name is whole on both nodes.
+    let late =
+        File::from(open_tmpfile(File::open(&dir).expect("open").as_fd(), 0o600, false).expect("O_TMPFILE"));
+    late.write_all_at(b"before", 0).expect("write");
+    link_at(late.as_fd(), File::open(&dir).expect("open").as_fd(), b"late").expect("link");
+    cluster.trees_equal();
+    for (name, text) in [("named", "beforebehind"), ("late", "before")] {
+        assert_eq!(fs::read_to_string(cluster.backing(standby).join(name)).expect("read"), text);
+    }
+
+    // Without a name a file is on no other node.
+    drop((named, gone, unnamed, late, again));
+    lab.kill(primary, Kill::Power).expect("the power cut");
+    cluster.wait(standby, &["ALONE", "vip"]);
+    let left = fs::read_dir(cluster.backing(standby)).expect("list").flatten();
+    let left: Vec<_> = left.map(|e| e.file_name()).filter(|n| *n == "gone" || *n == "named").collect();
+    assert_eq!(left, ["named"]);
+    cluster.power_on(primary);
+    cluster.settled();
+    cluster.trees_equal();
+    cluster.verdict();
 }
