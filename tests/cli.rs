@@ -86,11 +86,19 @@ fn without_an_agent_every_verb_that_asks_one_says_so() {
 }
 
 #[test]
-fn what_is_not_there_yet_says_so_and_starts_nothing() {
-    for app in ["sqlite", "postgres"] {
-        let ran = skc(&["demo", "--app", app]);
-        assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{app}");
-        assert!(ran.err.starts_with("error[SKC-E7021]: ") && ran.err.contains("--app ledger"), "{}", ran.err);
+fn a_demo_whose_application_is_missing_says_what_to_install_and_starts_nothing() {
+    for (app, missing) in
+        [("sqlite", "python3 with its sqlite3 module: install"), ("postgres", "install PostgreSQL")]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_skc"));
+        command.args(["demo", "--app", app, "--name", "never-made"]).env("PATH", "/nonexistent");
+        let output = command.stdin(Stdio::null()).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{app}: {said}");
+        assert!(
+            said.starts_with("error[SKC-E7040]: this machine lacks ") && said.contains(missing),
+            "{said}"
+        );
     }
 }
 

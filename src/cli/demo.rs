@@ -4,7 +4,7 @@ use super::common::{Output, fail, failed};
 use super::output::{complain, emit, errln, outln};
 use crate::api::ApiError;
 use crate::base::codes;
-use crate::lab::demo::{self, Options, setup::Setup, show};
+use crate::lab::demo::{self, Options, app, setup::Setup, show};
 use crate::lab::{Lab, LabError};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ pub struct Args {
     /// Decides the moment of the power cut [default: random]
     #[arg(long)]
     seed: Option<u64>,
-    /// Another spec than the built-in specs/clusters/ledger.yaml
+    /// Another spec than the application's built-in one (ledger: specs/clusters/ledger.yaml)
     #[arg(long)]
     spec: Option<PathBuf>,
     /// Another heartbeat.timeout, like 500ms
@@ -45,23 +45,24 @@ enum App {
     /// The built-in ledger: appends records, each with an fdatasync
     #[default]
     Ledger,
-    /// Not yet
+    /// SQLite in WAL mode behind a small server (needs python3 with its sqlite3 module)
     Sqlite,
-    /// Not yet
+    /// PostgreSQL with data checksums (needs its server and client programs and python3)
     Postgres,
+}
+
+impl From<App> for app::App {
+    fn from(app: App) -> Self {
+        match app {
+            App::Ledger => Self::Ledger,
+            App::Sqlite => Self::Sqlite,
+            App::Postgres => Self::Postgres,
+        }
+    }
 }
 
 /// Runs the verb.
 pub fn run(args: Args) -> ExitCode {
-    if args.app != App::Ledger {
-        let name = if args.app == App::Sqlite { "sqlite" } else { "postgres" };
-        let hint = "skc demo --app ledger shows the same with a program that needs no installation";
-        return fail(&ApiError::new(
-            codes::NOT_YET.id,
-            format!("skc demo --app {name} is not there yet; nothing was started"),
-            hint,
-        ));
-    }
     let human = args.output == Output::Human;
     let colour = human && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let program = match std::env::current_exe() {
@@ -71,6 +72,7 @@ pub fn run(args: Args) -> ExitCode {
         }
     };
     let options = Options {
+        app: args.app.into(),
         name: args.name,
         keep: args.keep,
         seed: args.seed.unwrap_or_else(random_seed),
@@ -113,7 +115,7 @@ pub fn run(args: Args) -> ExitCode {
 
 fn hints(options: &Options) {
     let lab = Lab::new(&options.name, None, options.program.clone());
-    let setup = Setup::read(options.spec.as_deref(), options.timeout.as_deref());
+    let setup = Setup::read(options.app, options.spec.as_deref(), options.timeout.as_deref());
     if let (true, Ok(lab), Ok(setup)) = (options.keep, lab, setup) {
         emit(&show::keep_hints(&lab, &setup.directory, &setup.connect.to_string()));
     }

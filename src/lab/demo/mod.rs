@@ -1,17 +1,19 @@
 //! `skc demo`: a real application survives a power cut with nothing lost, and its machine comes back.
 //!
 //! The judge is independent: acknowledged records are remembered by the clients outside of the
-//! mirror, looked for in both backing directories by a plain reader ([`check`]), and the trees are
+//! mirror, looked for in both backing directories by the application's own means ([`app`]), and the trees are
 //! compared by a walker that shares nothing with replication ([`compare`]).
 
+pub mod app;
 pub mod setup;
 pub mod show;
 
+use super::ledger::Random;
 use super::ledger::client::{Ack, Load, Options as LoadOptions};
-use super::ledger::{Random, check};
 use super::process::poll;
 use super::wait::Condition;
 use super::{Kill, Lab, LabError, Node, Result, compare};
+use app::{App, Application};
 use serde::Serialize;
 use serde_json::Value;
 use setup::Setup;
@@ -38,13 +40,15 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// What the caller wants.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// What writes.
+    pub app: App,
     /// Name of the lab.
     pub name: String,
     /// Leave it running.
     pub keep: bool,
     /// Decides the moment of the power cut and the records' bytes.
     pub seed: u64,
-    /// Another spec than the model one.
+    /// Another spec than the application's model.
     pub spec: Option<PathBuf>,
     /// Another `heartbeat.timeout`.
     pub timeout: Option<String>,
@@ -88,9 +92,12 @@ pub enum Kind {
 /// The figures.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
+    /// What wrote.
+    pub app: App,
     /// Records acknowledged to clients.
     pub acknowledged: u64,
-    /// Of these, missing or different on either node (the worse of both).
+    /// Of these, missing or different on either node, and what an application's own tools complained about there
+    /// (the worse of both).
     pub lost: u64,
     /// Are both trees equal?
     pub trees_equal: bool,
@@ -106,7 +113,7 @@ pub struct Report {
     pub return_seconds: f64,
     /// Requests in flight at the cut.
     pub in_flight_at_cut: u64,
-    /// Median and 99th percentile of an append with fdatasync, mirrored, before the cut.
+    /// Median and 99th percentile of an acknowledged append, mirrored, before the cut.
     pub append_p50_us: u64,
     /// See above.
     pub append_p99_us: u64,
@@ -120,6 +127,9 @@ pub struct Report {
     pub seed: u64,
     /// Whole run in seconds.
     pub seconds: f64,
+    /// What one append is, for the figures.
+    #[serde(skip)]
+    pub unit: String,
     /// What happened.
     pub timeline: Vec<Step>,
 }
@@ -134,6 +144,7 @@ impl Report {
 struct Demo<'a> {
     lab: Lab,
     setup: Setup,
+    app: Box<dyn Application>,
     options: &'a Options,
     begin: Instant,
     report: Report,
@@ -144,6 +155,7 @@ struct Demo<'a> {
 ///
 /// After an error or a loss the lab is left as it is, for diagnosis; the next run removes it.
 pub fn run(options: &Options, tell: &mut dyn FnMut(&Step)) -> Result<Report> {
+    let app = options.app.find()?;
     Lab::preflight()?;
     let lab = Lab::new(&options.name, None, options.program.clone())?;
     let _only_one = single(&lab)?;
@@ -155,8 +167,9 @@ pub fn run(options: &Options, tell: &mut dyn FnMut(&Step)) -> Result<Report> {
         )));
     }
     lab.down()?;
-    let setup = Setup::read(options.spec.as_deref(), options.timeout.as_deref())?;
-    let mut demo = Demo { lab, setup, options, begin: Instant::now(), report: Report::default(), tell };
+    let setup = Setup::read(options.app, options.spec.as_deref(), options.timeout.as_deref())?;
+    let report = Report { app: options.app, unit: app.unit().into(), ..Report::default() };
+    let mut demo = Demo { lab, setup, app, options, begin: Instant::now(), report, tell };
     demo.play()?;
     let Demo { lab, mut report, begin, .. } = demo;
     if options.keep {
@@ -202,7 +215,15 @@ impl Demo<'_> {
         self.bring_back(&load, primary, standby)?;
         self.swap(&load, standby, primary)?;
         let acks = load.stop();
-        self.judge(&acks)
+        if self.app.stops_first() {
+            self.rest()?;
+        }
+        self.judge(&acks)?;
+        if self.app.stops_first() && self.options.keep {
+            self.apply("demo.yaml", &self.setup.text)?;
+            self.settled(STEP)?;
+        }
+        Ok(())
     }
 
     /// Machines, agents, spec; returns the primary.
@@ -216,24 +237,54 @@ impl Demo<'_> {
             let path = self.lab.backing(node, &self.setup.directory);
             fs::create_dir_all(&path).map_err(|source| LabError::Io { op: "create", path, source })?;
         }
+        let judged = self.lab.dir().join("judge");
+        fs::create_dir_all(&judged).map_err(|source| LabError::Io { op: "create", path: judged, source })?;
+        self.app.install(&self.lab, &self.lab.backing(Node::NodeA, &self.setup.directory))?;
         self.lab.start_pair()?;
-        let spec = self.lab.dir().join("demo.yaml");
-        fs::write(&spec, &self.setup.text).map_err(|source| LabError::Io {
-            op: "write",
-            path: spec.clone(),
-            source,
-        })?;
-        self.lab.apply(Node::NodeA, &spec)?;
+        self.apply("demo.yaml", &self.setup.text)?;
         self.say(
             Kind::Setup,
             format!("certificates made, agents talk, spec {:?} applied", self.setup.cluster),
         );
+        if self.app.brings_data() {
+            self.name_source()?;
+        }
         let primary = self.settled(STEP)?;
         let standby = primary.peer().map_or("", Node::name);
         let text =
             format!("{primary} is primary, {standby} mirrors, {} is at {primary}", self.setup.connect.ip());
         self.say(Kind::Ready, text);
         Ok(primary)
+    }
+
+    /// What an operator does who brings a directory with data: skc asks which side is the source.
+    fn name_source(&mut self) -> Result<()> {
+        let (source, cluster) = (Node::NodeA, self.setup.cluster.clone());
+        let asked = Condition::Reason("SKC-R0401".into());
+        self.lab.wait(source, Some(&cluster), &[asked], STEP)?;
+        self.lab.skc(source, &["adopt", &cluster, "--source", source.name(), "--yes"], STEP)?;
+        self.say(Kind::Setup, format!("{source} holds the application's data: named as the source"));
+        Ok(())
+    }
+
+    fn apply(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.lab.dir().join(name);
+        fs::write(&path, text).map_err(|source| LabError::Io { op: "write", path: path.clone(), source })?;
+        self.lab.apply(Node::NodeA, &path).map(drop)
+    }
+
+    /// Ends the application in order while the mirror goes on: a spec without services. What it writes as its last is
+    /// mirrored, too.
+    fn rest(&mut self) -> Result<()> {
+        self.apply("at-rest.yaml", &self.setup.at_rest)?;
+        let dirs = Node::PAIR.map(|node| self.lab.backing(node, &self.setup.directory));
+        let ended = poll(STEP, || dirs.iter().all(|dir| self.app.has_ended(dir)).then_some(()));
+        ended.ok_or_else(|| LabError::Timeout {
+            what: "the orderly end of the application on both disks".into(),
+            after: STEP,
+            detail: String::new(),
+        })?;
+        self.settled(STEP).map(drop)
     }
 
     /// Waits for one PRIM Ready with the VIP and one SECOND Ready UpToDate; returns the primary.
@@ -268,10 +319,10 @@ impl Demo<'_> {
         };
         let load = Load::start(options).map_err(|source| LabError::Io {
             op: "start clients of",
-            path: "ledger".into(),
+            path: self.setup.cluster.clone().into(),
             source,
         })?;
-        self.say(Kind::Write, format!("{CLIENTS} clients append records, each with an fdatasync"));
+        self.say(Kind::Write, format!("{CLIENTS} clients {}", self.app.writes()));
         Ok(load)
     }
 
@@ -377,10 +428,13 @@ impl Demo<'_> {
         });
         let trees = trees.map_err(failed(&a))?;
         self.report.acknowledged = acks.len() as u64;
-        for dir in [&a, &b] {
-            let found = check::check(dir, acks).map_err(failed(dir))?;
+        let mut tools = String::new();
+        for (dir, node) in [(&a, Node::NodeA), (&b, Node::NodeB)] {
+            let scratch = self.lab.dir().join("judge").join(node.name());
+            let found = self.app.judge(&self.lab, dir, &scratch, acks)?;
             self.report.lost = self.report.lost.max(found.lost + found.damaged);
-            self.report.findings.extend(found.examples);
+            self.report.findings.extend(found.findings);
+            tools = found.tools;
         }
         self.report.trees_equal = trees.equal();
         self.report.objects = trees.objects;
@@ -391,6 +445,9 @@ impl Demo<'_> {
             show::thousands(self.report.acknowledged)
         );
         self.say(Kind::Check, text);
+        if !tools.is_empty() {
+            self.say(Kind::Check, format!("copies of both disks opened and looked at: {tools}"));
+        }
         let text = if trees.differences == 0 {
             format!(
                 "both trees are equal: {} objects, {}",

@@ -68,7 +68,7 @@ pub fn figures(report: &Report, colour: bool) -> String {
     );
     row("resync", format!("{} in {:.2} s, under load", bytes(report.resync_bytes), report.resync_seconds));
     row("swap", format!("{} ms", thousands(report.swap_ms)));
-    row("append + fdatasync", format!("p50 {} us, p99 {} us", report.append_p50_us, report.append_p99_us));
+    row(&report.unit, format!("p50 {} us, p99 {} us", report.append_p50_us, report.append_p99_us));
     for finding in &report.findings {
         let _ = writeln!(out, "  ! {finding}");
     }

@@ -64,6 +64,13 @@ pub fn check(dir: &Path, acks: &[Ack]) -> io::Result<Report> {
             None => report.damaged += 1,
         }
     }
+    (report.lost, report.examples) = missing(&found, acks);
+    Ok(report)
+}
+
+/// Looks for every acknowledged record among those found: how many are missing or differ, and the first of them in words.
+pub(in crate::lab) fn missing(found: &HashMap<u64, Record>, acks: &[Ack]) -> (u64, Vec<String>) {
+    let (mut lost, mut examples) = (0, Vec::new());
     for ack in acks {
         let what = match found.get(&ack.sequence) {
             Some(record) if record.id != ack.id => format!("holds {} instead", record.id),
@@ -73,12 +80,12 @@ pub fn check(dir: &Path, acks: &[Ack]) -> io::Result<Report> {
             Some(_) => continue,
             None => "is missing".to_owned(),
         };
-        report.lost += 1;
-        if report.examples.len() < EXAMPLES {
-            report.examples.push(format!("record {} ({}) {what}", ack.sequence, ack.id));
+        lost += 1;
+        if examples.len() < EXAMPLES {
+            examples.push(format!("record {} ({}) {what}", ack.sequence, ack.id));
         }
     }
-    Ok(report)
+    (lost, examples)
 }
 
 #[cfg(test)]
