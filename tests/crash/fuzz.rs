@@ -129,16 +129,20 @@ fn fight(client: usize, seed: u64, notes: &Path) -> io::Result<()> {
     let mut journal = fs::File::options().create_new(true).append(true).open(fought(notes, client))?;
     loop {
         let call = some_call(&mut rng);
-        let (began, end) = (call::clock(), Instant::now() + PATIENCE);
-        let result = loop {
+        let end = Instant::now() + PATIENCE;
+        let mut refused = 0;
+        let (began, result) = loop {
             let Some((_, path)) = whereabouts.read() else { return Ok(()) };
+            // What was refused did nothing: it counts from here on.
+            let began = call::clock();
             let result = make(call, &path);
             if !REFUSED.contains(&result) {
-                break result;
+                break (began, result);
             }
             if Instant::now() >= end {
                 return Err(io::Error::other(format!("refused for {PATIENCE:?}, errno {result}: {call:?}")));
             }
+            refused += 1;
             std::thread::sleep(PACE); // pace
         };
         let (kind, a, b) = match call {
@@ -149,7 +153,8 @@ fn fight(client: usize, seed: u64, notes: &Path) -> io::Result<()> {
             Call::RenameNoReplace(a, b) => (4, a, b),
             Call::Exchange(a, b) => (5, a, b),
         };
-        journal.write_all(format!("{kind} {a} {b} {began} {} {result}\n", call::clock()).as_bytes())?;
+        let line = format!("{kind} {a} {b} {began} {} {result} {refused}\n", call::clock());
+        journal.write_all(line.as_bytes())?;
     }
 }
 
@@ -161,7 +166,7 @@ fn events(notes: &Path, client: usize) -> Vec<Event> {
     let text = fs::read_to_string(fought(notes, client)).expect("read the calls");
     let event = |line: &str| {
         let numbers: Vec<u64> = line.split(' ').map(|word| word.parse().expect("a number")).collect();
-        let [kind, a, b, began, ended, result] = numbers[..] else { panic!("{line:?}") };
+        let [kind, a, b, began, ended, result, refused] = numbers[..] else { panic!("{line:?}") };
         let (a, b) = (a as usize, b as usize);
         let call = match kind {
             0 => Call::Create(a),
@@ -171,7 +176,7 @@ fn events(notes: &Path, client: usize) -> Vec<Event> {
             4 => Call::RenameNoReplace(a, b),
             _ => Call::Exchange(a, b),
         };
-        Event { call, began, ended, result: result as i32 }
+        Event { call, began, ended, result: result as i32, refused: refused as u32 }
     };
     text.lines().map(event).collect()
 }
@@ -295,7 +300,7 @@ pub fn run(seed: u64, time: Duration) {
     while Instant::now() < end {
         fuzz.pause(Duration::from_millis(800));
         let kind = if faults < FAULTS.len() { faults } else { fuzz.rng.below(FAULTS.len() as u64) as usize };
-        eprintln!("{:?}", FAULTS[kind]);
+        eprintln!("{} {:?}", call::clock(), FAULTS[kind]);
         primary = fuzz.fault(FAULTS[kind], primary);
         faults += 1;
         for child in &mut children {

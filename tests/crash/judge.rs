@@ -9,10 +9,11 @@
 use crate::act::Actor;
 use crate::journal::{Acks, Journal, PROCESSES};
 use crate::op::Op;
-use crate::snapshot::{self, Holes, Reader, Snapshot, Times, differences, differing_holes, distance};
+use crate::snapshot::{self, Holes, Moment, Reader, Snapshot, Times, differences, differing_holes, distance};
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// What a mode of `replication.consistency` promises of the acknowledged operations. Beyond that the survivor must
@@ -90,6 +91,10 @@ pub struct Verdict {
     pub states: Vec<Vec<State>>,
     /// By process: paths of what the operation in flight touches.
     pub in_reach: Vec<Vec<PathBuf>>,
+    /// By process: paths of what nothing touched from the state that survived to the last that was reached.
+    pub untouched: Vec<Vec<PathBuf>>,
+    /// Times that were compared to the nanosecond.
+    pub times: u64,
     /// What broke a promise.
     pub broken: Vec<String>,
 }
@@ -101,6 +106,8 @@ struct Search<'a> {
     survivor: &'a Snapshot,
     survivors_holes: Holes,
     fitting: Vec<State>,
+    /// The first of them.
+    earliest: Option<Moment>,
     nearest: Option<Near>,
 }
 
@@ -122,6 +129,7 @@ impl<'a> Search<'a> {
             survivor: have,
             survivors_holes: snapshot::holes(at, have)?,
             fitting: Vec::new(),
+            earliest: None,
             nearest: None,
         })
     }
@@ -136,11 +144,19 @@ impl<'a> Search<'a> {
         }
         let distance = distance(self.survivor, &tree, Times::Set);
         if distance == 0 && holes.is_empty() {
+            self.earliest.get_or_insert_with(|| self.reader.moment(&tree));
             self.fitting.push(state);
         } else if self.nearest.as_ref().is_none_or(|nearest| distance <= nearest.distance) {
             self.nearest = Some(Near { distance, state, op: op.cloned(), tree, holes });
         }
         Ok(())
+    }
+
+    /// Paths of what has the time that it had in the earliest state that fits.
+    fn untouched(&mut self) -> io::Result<Vec<PathBuf>> {
+        let Some(earliest) = &self.earliest else { return Ok(Vec::new()) };
+        let now = self.reader.read(&[])?;
+        Ok(self.reader.untouched_since(earliest, &now))
     }
 
     /// What differs where the least does.
@@ -193,6 +209,7 @@ fn states(
     }
     fs::write(actor.root().with_extension("operations"), done.join("\n"))?;
     verdict.in_reach.push(in_reach);
+    verdict.untouched.push(search.untouched()?);
     if search.fitting.is_empty() && verdict.broken.is_empty() {
         verdict
             .broken
@@ -262,6 +279,25 @@ pub fn consistent(journals: &[Journal], states: &[Vec<State>], broken: &mut Vec<
         // What is raised may need more itself.
         p = 0;
     }
+}
+
+/// The dead node's directory may be ahead of the survivor's: what nothing touched from there on has the same time on both.
+pub fn same_old_times(verdict: &mut Verdict, dead: &Path, survivor: &Path) -> u64 {
+    let mut compared = 0;
+    for (p, paths) in verdict.untouched.iter().enumerate() {
+        for path in paths {
+            let of = |root: &Path| fs::symlink_metadata(root.join(format!("p{p}")).join(path));
+            // Its name may be away for just the operation in flight.
+            let (Ok(ours), Ok(theirs)) = (of(dead), of(survivor)) else { continue };
+            compared += 1;
+            let [ours, theirs] = [ours, theirs].map(|meta| (meta.mtime(), meta.mtime_nsec()));
+            if ours != theirs {
+                let path = path.display();
+                verdict.broken.push(format!("p{p}/{path}: mtime is {theirs:?}, {ours:?} on the dead node"));
+            }
+        }
+    }
+    compared
 }
 
 /// Where the dead node's directory is in the same state as the survivor's, and in no other, the times that both

@@ -70,17 +70,27 @@ pub struct Event {
     pub ended: u64,
     /// 0 or an errno.
     pub result: i32,
+    /// How often it had been refused before.
+    #[expect(dead_code, reason = "for whoever looks into a history that is impossible")]
+    pub refused: u32,
 }
 
 /// What no serial order explains: the calls among which it happened.
 pub struct Impossible {
     states: BTreeSet<State>,
+    /// By client.
+    before: Vec<(usize, Event)>,
     next: Vec<Event>,
 }
 
+/// How many calls before it are told.
+const TOLD: usize = 400;
+
 impl fmt::Debug for Impossible {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "no serial order allows this; the names could be")?;
+        writeln!(f, "no serial order allows this; by client, there was")?;
+        self.before.iter().try_for_each(|(client, event)| writeln!(f, "  {client} {event:?}"))?;
+        writeln!(f, "the names could be")?;
         for (_, names) in &self.states {
             writeln!(f, "  {names:?}")?;
         }
@@ -163,12 +173,19 @@ fn impossible(clients: &[Vec<Event>], states: BTreeSet<State>) -> Impossible {
     }
     next.sort_by_key(|event| (event.began, event.ended));
     next.dedup_by_key(|event| (event.began, event.ended));
-    Impossible { states, next }
+    let furthest = states.first().map(|(done, _)| done.as_slice()).unwrap_or_default();
+    let mut before: Vec<(usize, Event)> = Vec::new();
+    for (c, (done, _)) in furthest.iter().enumerate() {
+        before.extend(clients[c][done.saturating_sub(TOLD)..*done].iter().map(|event| (c, *event)));
+    }
+    before.sort_by_key(|(_, event)| event.ended);
+    before.drain(..before.len().saturating_sub(TOLD));
+    Impossible { states, before, next }
 }
 
 #[test]
 fn a_history_is_possible_or_not() {
-    let event = |call, began, ended, result| Event { call, began, ended, result };
+    let event = |call, began, ended, result| Event { call, began, ended, result, refused: 0 };
     let (create, unlink) = (Call::Create(0), Call::Unlink(0));
     // Both at once: one of them is told that it was too late.
     let both = [vec![event(create, 0, 10, 0)], vec![event(create, 5, 6, libc::EEXIST)]];

@@ -135,10 +135,10 @@ pub fn run(seed: u64, promise: Promise) {
     world.power_on(primary);
     assert_eq!(world.settled(), survivor, "seed {seed}: the survivor stays primary");
     world.trees_equal();
-    let Verdict { acknowledged, in_flight, survived, lost, .. } = verdict;
+    let Verdict { acknowledged, in_flight, survived, lost, times, .. } = verdict;
     eprintln!(
         "{} {seed}: {acknowledged} acknowledged, {lost} of them lost, {in_flight} in flight of which {survived} \
-         survived ({:?}), {:.1} s",
+         survived ({:?}), {times} times compared, {:.1} s",
         promise.consistency(),
         Last::of(seed),
         began.elapsed().as_secs_f64()
@@ -158,6 +158,7 @@ fn verdict(
     let [dead, survivor] = [dead, survivor].map(|node| world.backing(node));
     let mut verdict = judge::judge(promise, seed, &survivor, notes, &plain).expect("judge");
     judge::same_times(&mut verdict, &dead, &survivor).expect("read the times");
+    verdict.times = judge::same_old_times(&mut verdict, &dead, &survivor);
     let repeat = again(seed, promise);
     assert!(verdict.broken.is_empty(), "seed {seed}:\n{}\nrepeat: {repeat}", verdict.broken.join("\n"));
     assert!(verdict.acknowledged >= LEAST, "seed {seed}: {} acknowledged", verdict.acknowledged);

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::{Duration, SystemTime};
 
 /// Attributes of ours.
 const HIDDEN: &[u8] = b"trusted.skc.";
@@ -70,11 +71,13 @@ fn stamp(meta: &fs::Metadata) -> Stamp {
 pub struct Reader {
     root: PathBuf,
     known: BTreeMap<u64, (Stamp, Rc<Inner>)>,
+    /// By path, as of the last time.
+    inodes: BTreeMap<Rc<Path>, u64>,
 }
 
 impl Reader {
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), known: BTreeMap::new() }
+        Self { root: root.to_owned(), known: BTreeMap::new(), inodes: BTreeMap::new() }
     }
 
     /// The tree as it is; empty if there is none.
@@ -82,6 +85,7 @@ impl Reader {
         let mut all = Snapshot::new();
         let mut old = std::mem::take(&mut self.known);
         old.retain(|inode, _| !touched.contains(inode));
+        self.inodes.clear();
         let mut groups = BTreeMap::<u64, Vec<Rc<Path>>>::new();
         let mut todo = vec![PathBuf::new()];
         while let Some(relative) = todo.pop() {
@@ -104,10 +108,42 @@ impl Reader {
             if !meta.is_dir() {
                 groups.entry(meta.ino()).or_default().push(Rc::clone(&relative));
             }
+            self.inodes.insert(Rc::clone(&relative), meta.ino());
             all.insert(Rc::clone(&relative), object(relative, &meta, inner));
         }
         group(&mut all, groups);
         Ok(all)
+    }
+}
+
+/// A tree at a moment, to be compared with itself later.
+pub struct Moment {
+    tree: Snapshot,
+    inodes: BTreeMap<Rc<Path>, u64>,
+    when: SystemTime,
+}
+
+/// Longest time for which a file system may give the same time twice: a tick of a slow kernel.
+const TICK: Duration = Duration::from_millis(10);
+
+impl Reader {
+    /// What [`Self::read`] just found.
+    pub fn moment(&self, tree: &Snapshot) -> Moment {
+        Moment { tree: tree.clone(), inodes: self.inodes.clone(), when: SystemTime::now() }
+    }
+
+    /// Paths of objects whose time is of the clock and was not taken again after that moment: it is the same, and was
+    /// older than a tick then. `now` is what was just read.
+    pub fn untouched_since(&self, moment: &Moment, now: &Snapshot) -> Vec<PathBuf> {
+        let before = moment.when.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let before = before.checked_sub(TICK).unwrap_or_default();
+        let before = (before.as_secs() as i64, i64::from(before.subsec_nanos()));
+        let untouched = |(path, object): &(&Rc<Path>, &Object)| {
+            let of_the_clock = object.mtime.0 >= SET_TIMES_END && object.mtime < before;
+            let then = moment.tree.get(*path).is_some_and(|then| then.mtime == object.mtime);
+            of_the_clock && then && moment.inodes.get(*path) == self.inodes.get(*path)
+        };
+        now.iter().filter(untouched).map(|(path, _)| path.to_path_buf()).collect()
     }
 }
 
