@@ -204,14 +204,18 @@ fn open_files_through_a_swap_and_a_power_cut() {
     cluster.wait(standby, &["PRIM", "Ready", "vip"]);
     cluster.wait(primary, &["SECOND", "Ready", "UpToDate"]);
     files.into_iter().for_each(reads);
-    files.into_iter().for_each(|file| refuses(file, libc::EROFS));
+    for file in files {
+        refuses(file, libc::EROFS);
+    }
 
     cluster.does(primary, "swap", &[]);
     cluster.wait(primary, &["PRIM", "Ready", "vip"]);
     cluster.wait(standby, &["SECOND", "Ready", "UpToDate"]);
     files.into_iter().for_each(reads);
     // Written by a descriptor from before: to be opened anew.
-    files.into_iter().for_each(|file| refuses(file, libc::ESTALE));
+    for file in files {
+        refuses(file, libc::ESTALE);
+    }
     let again = File::options().write(true).open(dir.join("named")).expect("open anew");
     again.write_all_at(b"behind", 6).expect("write");
     // What gets its first name is whole on both nodes.
