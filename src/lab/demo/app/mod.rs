@@ -188,6 +188,11 @@ fn output(argv: &[impl AsRef<str>], stdin: Stdio) -> Result<Output> {
     let mut command = Command::new(argv.first().copied().unwrap_or("true"));
     command.args(argv.get(1..).unwrap_or_default()).current_dir("/");
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // PGPORT, PGUSER and the like are meant for another server than the demo's.
+    let others = std::env::vars_os().map(|(name, _)| name);
+    for name in others.filter(|name| name.as_encoded_bytes().starts_with(b"PG")) {
+        command.env_remove(name);
+    }
     let child = command.spawn().context("start", argv.first().copied().unwrap_or_default())?;
     process::finish(child, &argv.join(" "), TOOL)
 }

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
 
 import gateway
@@ -16,6 +17,7 @@ PORT = 5432
 UP_S = 0.3  # how long a client waits for a server that is not up: below the time after which it asks again
 PACE_S = 0.02
 ANSWER_S = 60
+TURN = threading.Lock()  # one attempt at a time: each costs the server a process, also while it replays its log
 
 
 class Refused(OSError):
@@ -96,13 +98,16 @@ def fields(body):
 def connect(directory):
     """A session, as soon as the server is up: after a power cut it replays its log first."""
     end = time.monotonic() + UP_S
-    while True:
+    while TURN.acquire(timeout=UP_S):
         try:
             return Session(directory)
         except OSError:
             if time.monotonic() >= end:
                 raise
             time.sleep(PACE_S)
+        finally:
+            TURN.release()
+    raise ConnectionError("the server is not up")
 
 
 def main():

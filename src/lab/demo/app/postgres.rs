@@ -106,8 +106,9 @@ impl Application for Postgres {
 
     fn install(&self, lab: &Lab, first: &Path) -> Result<()> {
         let server = self.bin.join("postgres").display().to_string();
-        let script =
-            format!("#!/bin/sh\n{SERVER} {server} -k /dev/shm/skc-demo -c listen_addresses= \"$@\"\n");
+        let script = format!(
+            "#!/bin/sh\n{SERVER} {server} -k /dev/shm/skc-demo -p 5432 -c listen_addresses= \"$@\"\n"
+        );
         write_program(lab, "skc-demo-postgres", &script)?;
         write_python(lab, NAME, &self.python, PROGRAM)?;
         let data = first.display().to_string();
