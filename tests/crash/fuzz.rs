@@ -11,6 +11,7 @@ use crate::world::{DIRECTORY, Rng, SETTLE, Want, World};
 use skc::lab::process::{poll, wait_child};
 use skc::lab::wait::Part;
 use skc::lab::{Link, Node};
+use skc::sys::namespace::{self, Signal};
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
@@ -227,10 +228,16 @@ impl Fuzz<'_> {
     fn fault(&mut self, fault: Fault, primary: Node) -> Node {
         let (world, standby) = (self.world, primary.peer().expect("a pair"));
         match fault {
-            Fault::Swap => {
-                world.verb(primary, "swap").expect("swap");
-                self.at(standby);
-            }
+            Fault::Swap => match world.verb(primary, "swap") {
+                Ok(_) => self.at(standby),
+                // A session that is lost just then refuses it, and may have given the role away all the same.
+                Err(error) => {
+                    eprintln!("{} not swapped: {error}", call::clock());
+                    let settled = world.settled();
+                    self.at(settled);
+                    return settled;
+                }
+            },
             Fault::StandbyLosesPower => {
                 world.power_cut(standby);
                 self.pause(FAULT);
@@ -277,6 +284,19 @@ fn start(client: usize, seed: u64, notes: &Path) -> Child {
     command.spawn().expect("a client starts")
 }
 
+/// Both trees are equal while nobody writes. A difference that a later resync would mend is seen here, next to what
+/// made it.
+fn at_rest(world: &World, clients: &[Child]) {
+    let all = |signal: Signal| {
+        for client in clients {
+            namespace::signal(client.id(), signal).expect("signal a client");
+        }
+    };
+    all(Signal::Stop);
+    world.trees_equal();
+    all(Signal::Continue);
+}
+
 /// Plays for `time`; panics with the seed.
 pub fn run(seed: u64, time: Duration) {
     let want = Want {
@@ -307,6 +327,7 @@ pub fn run(seed: u64, time: Duration) {
             let ended = child.try_wait().expect("look at a client");
             assert!(ended.is_none(), "seed {seed}: a client ended after {:?}: {ended:?}", FAULTS[kind]);
         }
+        at_rest(&world, &children);
     }
     fuzz.whereabouts.tell(u64::MAX, None);
     for child in &mut children {

@@ -25,8 +25,9 @@ fn equal(a: &mut Guest, b: &mut Guest) {
     }
 }
 
-/// Records that a shell writes one by one, each durable before the next.
-const WRITER: &str = "for i in $(seq 1 100000); do echo record-$i >> /srv/data/log && sync -d /srv/data/log && echo $i > /root/acked; done";
+/// Records that a shell writes one by one, each durable before the next. It stands in the mirror: by the whole path it
+/// would go on in the plain directory once the agent is stopped.
+const WRITER: &str = "cd /srv/data && for i in $(seq 1 100000); do echo record-$i >> log && sync -d log && echo $i > /root/acked; done";
 
 #[test]
 fn one_guest_boots_and_mounts() {
