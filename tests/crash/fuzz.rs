@@ -11,12 +11,14 @@ use crate::world::{DIRECTORY, Rng, SETTLE, Want, World};
 use skc::lab::process::{poll, wait_child};
 use skc::lab::wait::Part;
 use skc::lab::{Link, Node};
+use skc::sys::file;
 use skc::sys::namespace::{self, Signal};
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -25,6 +27,8 @@ use std::time::{Duration, Instant};
 const REFUSED: [i32; 4] = [libc::EROFS, libc::ESTALE, libc::ENOTCONN, libc::ECONNABORTED];
 /// Longest time that a client is refused: a role change with everything around it.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// FUSE_SUPER_MAGIC.
+const FUSE: i64 = 0x6573_5546;
 /// How often one that is refused asks again.
 const PACE: Duration = Duration::from_millis(2);
 /// The directory that is fought for.
@@ -107,9 +111,8 @@ fn some_call(rng: &mut Rng) -> Call {
 }
 
 fn make(call: Call, dir: &Path) -> i32 {
-    let path = |name: usize| {
-        CString::new(dir.join(SHARED).join(format!("n{name}")).as_os_str().as_bytes()).expect("no NUL")
-    };
+    let path =
+        |name: usize| CString::new(dir.join(format!("n{name}")).as_os_str().as_bytes()).expect("no NUL");
     let result = match call {
         Call::Create(a) => {
             call::open(&path(a), libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY, 0o644).map(drop)
@@ -121,6 +124,14 @@ fn make(call: Call, dir: &Path) -> i32 {
         Call::Exchange(a, b) => call::rename(&path(a), &path(b), libc::RENAME_EXCHANGE),
     };
     result.err().unwrap_or(0)
+}
+
+/// The directory of all, held, and a path to what is held; none where no mirror is mounted. Whoever was slow may be
+/// at a node that has lost its power or its agent since: there is nothing at the path then, or the plain directory.
+fn on_the_mirror(path: &Path) -> Option<(fs::File, PathBuf)> {
+    let dir = fs::File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path.join(SHARED)).ok()?;
+    let held = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+    (file::stat_fs(dir.as_fd()).ok()?.kind == FUSE).then_some((dir, held))
 }
 
 /// In the directory of all; every call is noted after its answer.
@@ -136,7 +147,7 @@ fn fight(client: usize, seed: u64, notes: &Path) -> io::Result<()> {
             let Some((_, path)) = whereabouts.read() else { return Ok(()) };
             // What was refused did nothing: it counts from here on.
             let began = call::clock();
-            let result = make(call, &path);
+            let result = on_the_mirror(&path).map_or(libc::ENOTCONN, |dir| make(call, &dir.1));
             if !REFUSED.contains(&result) {
                 break (began, result);
             }
