@@ -6,13 +6,9 @@ use crate::api::types::Reason;
 use crate::base::ClusterId;
 use crate::bus::Fact;
 use crate::proto::envelope::{Envelope, Lacks, SpecStamp};
-use crate::spec::ClusterSpec;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
-
-/// Longest look at the directories of a spec before it is sent without.
-const LOOK: Duration = Duration::from_secs(2);
 
 impl Node {
     /// What the peer says it has: asks for what is newer there, sends what is newer here.
@@ -48,13 +44,9 @@ impl Node {
         drop(specs);
         let node = self.clone();
         drop(tokio::spawn(async move {
-            let (looking, cluster) = (node.clone(), stamp.cluster.clone());
-            let look = tokio::task::spawn_blocking(move || {
-                spec.map_or_else(Vec::new, |spec| unlike::lacks(&spec, looking.unit(&cluster).as_deref()))
-            });
-            // A disk that does not answer keeps no spec from its way.
-            let lacks = tokio::time::timeout(LOOK, look).await;
-            let lacks = lacks.ok().and_then(Result::ok).unwrap_or_default();
+            let directories = spec.iter().flat_map(|spec| &spec.spec.directories);
+            let paths = directories.map(|directory| directory.path.clone()).collect();
+            let lacks = unlike::lacks(paths, node.unit(&stamp.cluster)).await;
             node.send(&Envelope::SpecPut { stamp, text, lacks });
         }));
     }
@@ -62,13 +54,15 @@ impl Node {
     /// Takes a spec of the peer, then acts on it.
     pub(super) async fn take_spec(self: Arc<Self>, stamp: SpecStamp, text: String, theirs: Vec<Lacks>) {
         let (node, told) = (self.clone(), stamp.clone());
-        let unit = self.unit(&stamp.cluster);
+        // A directory that is mirrored already is not asked about: it is what it is.
+        let new = self.unit(&stamp.cluster).is_none();
+        let paths = theirs.iter().filter(|_| new).map(|lacks| PathBuf::from(&lacks.path)).collect();
+        let ours = unlike::lacks(paths, None).await;
         let peer = self.link().identity().peer().map_or("the other node", |p| p.name.as_str()).to_owned();
         let own = self.shared.name.clone();
         let accepted = self
             .change_specs(move |specs| {
-                let fits =
-                    |spec: &ClusterSpec| unlike::compare(spec, unit.as_deref(), (&own, &peer), &theirs);
+                let fits = || unlike::compare((&own, &peer), &ours, &theirs);
                 specs.accept(&told, text, |cluster| node.is_stopped(cluster), fits)
             })
             .await;

@@ -3,36 +3,33 @@
 use super::cluster::ClusterUnit;
 use crate::api::types::ApiError;
 use crate::proto::envelope::Lacks;
-use crate::spec::ClusterSpec;
 use crate::sys::backing::Backing;
 use crate::tree::abilities;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// What the directories of `spec` lack on this node, of those that can be looked at. Of a cluster that runs here,
-/// `unit`, below its mounts. Blocks.
-pub(super) fn lacks(spec: &ClusterSpec, unit: Option<&ClusterUnit>) -> Vec<Lacks> {
-    let looked = spec.spec.directories.iter().filter_map(|directory| {
-        // One that is not open yet is not mounted over either.
-        let below = unit.and_then(|unit| unit.below(&directory.path, abilities::lacks));
-        let plain = || Backing::open(&directory.path).and_then(|backing| abilities::lacks(&backing));
-        let what = below.unwrap_or_else(plain);
-        // What cannot be looked at has an error of its own, and another place to tell it.
-        Some(Lacks { path: directory.path.display().to_string(), what: what.ok()? })
+/// Longest look: a disk that does not answer keeps no spec from its way.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// What these directories lack on this node, of those that can be looked at in time. Of a cluster that runs here,
+/// `unit`, below its mounts.
+pub(super) async fn lacks(paths: Vec<PathBuf>, unit: Option<Arc<ClusterUnit>>) -> Vec<Lacks> {
+    let look = tokio::task::spawn_blocking(move || {
+        let looked = paths.iter().filter_map(|path| {
+            // One that is not open yet is not mounted over either.
+            let below = unit.as_ref().and_then(|unit| unit.below(path, abilities::lacks));
+            let plain = || Backing::open(path).and_then(|backing| abilities::lacks(&backing));
+            // What cannot be looked at has an error of its own, and another place to tell it.
+            Some(Lacks { path: path.display().to_string(), what: below.unwrap_or_else(plain).ok()? })
+        });
+        looked.collect()
     });
-    looked.collect()
+    tokio::time::timeout(LOOK, look).await.ok().and_then(Result::ok).unwrap_or_default()
 }
 
-/// Refuses a spec of which one node could not hold what the other can: the nodes are `names`, this one first. A
-/// directory that is mirrored already is not asked about: it is what it is.
-pub(super) fn compare(
-    spec: &ClusterSpec,
-    unit: Option<&ClusterUnit>,
-    names: (&str, &str),
-    theirs: &[Lacks],
-) -> Result<(), ApiError> {
-    if unit.is_some() || theirs.is_empty() {
-        return Ok(());
-    }
-    let ours = lacks(spec, None);
+/// Refuses directories of which one node could not hold what the other can: the nodes are `names`, this one first.
+pub(super) fn compare(names: (&str, &str), ours: &[Lacks], theirs: &[Lacks]) -> Result<(), ApiError> {
     let found = ours.iter().filter_map(|own| {
         let other = theirs.iter().find(|other| other.path == own.path)?;
         difference(own, other, names)

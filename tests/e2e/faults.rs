@@ -9,6 +9,7 @@ use crate::scenario::{Cluster, SETTLE, Spec};
 use skc::lab::wait::Part;
 use skc::lab::{Lab, Node};
 use skc::sys::file::{self, SetTime, flags};
+use skc::sys::namespace::{Signal, signal};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -141,7 +142,7 @@ impl Fault {
 impl Drop for Fault {
     fn drop(&mut self) {
         // SIGTERM: it lets go of the threads, which go on. Its own end says that they do.
-        let _ = Command::new("kill").args(["-TERM", &self.strace.id().to_string()]).status();
+        let _ = signal(self.strace.id(), Signal::Term);
         let _ = self.strace.wait();
     }
 }

@@ -217,7 +217,7 @@ fn a_directory_that_cannot_hold_what_the_other_can_is_refused() {
     );
     assert!(cluster.get(old).to_string().len() < 10, "no spec is in force there: {}", cluster.get(old));
     assert!(!cluster.backing(old).join(".skc").exists(), "its directory was not touched");
-    // With room for the missing bits it goes on, at the next apply.
+    // On a file system that can hold it all it takes the spec, which it asks for when the nodes meet anew.
     lab.kill(old, Kill::Power).expect("power off");
     lab.detach_volume(old, VOLUME).expect("the volume is gone");
     fs::create_dir_all(cluster.backing(old)).expect("the directory below, on the node's own disk");
